@@ -1,0 +1,7 @@
+"""`python -m rustq` is `rustq`."""
+
+import sys
+
+from rustq.cli import main
+
+sys.exit(main())

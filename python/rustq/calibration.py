@@ -1,0 +1,94 @@
+"""What calibration saw of the activations."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rustq import _rustq
+
+__all__ = ["Calibration"]
+
+
+class Calibration:
+    """Per tensor: exact minimum, maximum and count, and a histogram that needs no range in advance.
+
+    Equal data give equal calibrations, whatever the order and the number of shards, and `a + b` is
+    what calibrating on all of the data at once would have given.
+    """
+
+    def __init__(self, core: _rustq.Calibration | None = None) -> None:
+        self._core = _rustq.Calibration() if core is None else core
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the tensors that were observed, sorted."""
+        return tuple(self._core.tensors)
+
+    @property
+    def samples(self) -> int:
+        """How many feeds the model was run on."""
+        return self._core.runs
+
+    def range(
+        self,
+        tensor: str,
+        method: str = "auto",
+        *,
+        percentile: float = 99.99,
+        scheme: str = "asym",
+    ) -> tuple[float, float]:
+        """The range that a method chooses: `(min, max)`, always with `min <= 0 <= max`.
+
+        Args:
+            tensor: one of `tensors`.
+            method: see `rustq.QuantConfig`.
+            percentile: for that method, in percent.
+            scheme: `"asym"`, or `"sym"` for a range with `min == -max`.
+
+        Raises:
+            KeyError: there is no such tensor.
+            ValueError: there is no such method or scheme.
+        """
+        return self._core.range(tensor, method, percentile, scheme)
+
+    def merge(self, other: Calibration) -> Calibration:
+        """What both saw together; exact, in any order."""
+        merged = Calibration(_rustq.Calibration.from_bytes(self._core.to_bytes()))
+        merged._core.merge(other._core)
+        return merged
+
+    def __add__(self, other: Calibration) -> Calibration:
+        return self.merge(other)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a calibration file, wholly or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._core.save(Path(path))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Reads a calibration file.
+
+        Raises:
+            OSError: the file cannot be read.
+            DataError: it is not a calibration file, or damaged.
+        """
+        from rustq.errors import DataError
+
+        try:
+            return cls(_rustq.Calibration.from_bytes(Path(path).read_bytes()))
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Calibration) and self._core == other._core
+
+    def __hash__(self) -> int:
+        return hash((self.samples, self.tensors))
+
+    def __repr__(self) -> str:
+        return f"<Calibration: {len(self.tensors)} tensors, {self.samples} samples>"

@@ -1,0 +1,338 @@
+"""The command line.
+
+Exit status: 0 done; 1 the work failed, with one `error: …` line on standard error; 2 wrong usage;
+130 interrupted. Set `RUSTQ_TRACEBACK=1` to see where an error comes from.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rustq import console, text
+from rustq.config import METHODS
+from rustq.images import ImageOptions
+from rustq.options import DATA_HELP, MODEL, checked_output, config, data_options, image_flags
+from rustq.progress import reporting
+from rustq.report import FAMILIES
+from rustq.samples import shape_text
+
+__all__ = ["commands", "main"]
+
+TARGETS = ("onnxruntime", "tensorrt", "ncnn", "ascend")
+SYMMETRIC_ONLY = frozenset({"tensorrt", "ncnn"})
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status.
+
+    Args:
+        arguments: without the program's name; `None` takes those of the process.
+    """
+    try:
+        status = commands.main(arguments, prog_name="rustq", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.UsageError as error:
+        help_line = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
+        return _fail(error.format_message().rstrip(".") + help_line, 2)
+    except click.ClickException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output has gone; keep Python from complaining when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("RUSTQ_TRACEBACK"):
+            raise
+        return _fail(_message(error), 1)
+
+
+def _fail(message: str, status: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return status
+
+
+def _message(error: Exception) -> str:
+    """What to tell of an error: its own text if it was meant for people, else its type as well."""
+    from rustq.errors import RustqError
+
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, RustqError | ValueError | OSError) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        import rustq
+
+        click.echo(f"rustq {rustq.__version__}")
+        context.exit()
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    invoke_without_command=True,
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+@click.pass_context
+def commands(context: click.Context) -> None:
+    """Makes ONNX models small and fast: folds, calibrates and quantizes them to INT8."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
+
+
+@commands.command()
+@click.argument("model", type=MODEL)
+@click.option(
+    "--data", metavar="PATH", help=f"{DATA_HELP} Or a file from 'rustq calibrate'. None: dynamic."
+)
+@click.option(
+    "--scheme",
+    type=click.Choice(["asym", "sym"]),
+    help="uint8 activations with a zero point, or int8 without.  [default: asym, or sym for a"
+    " target that needs it]",
+)
+@click.option("--target", type=click.Choice(TARGETS), default="onnxruntime", show_default=True)
+@click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True)
+@click.option("--percentile", type=float, help="For --method percentile.  [default: 99.99]")
+@click.option("--exclude", multiple=True, help="Node that stays float: a name or glob. Repeatable.")
+@click.option("--per-tensor", is_flag=True, help="One scale per weight, not per channel.")
+@click.option("-o", "--output", type=MODEL, help="File to write.  [default: MODEL.int8.onnx]")
+@as_json
+@data_options
+def quantize(
+    model: Path,
+    data: str | None,
+    scheme: str | None,
+    target: str,
+    output: Path | None,
+    as_json: bool,
+    images: ImageOptions | None,
+    per_tensor: bool,
+    **knobs: Any,
+) -> None:
+    """Quantize MODEL to INT8, static with --data, dynamic without."""
+    import rustq
+
+    settings = config(images=images, per_channel=not per_tensor, **knobs)
+    suffix = ".int8.param" if target == "ncnn" else ".int8.onnx"
+    path = checked_output(output or model.with_name(model.stem + suffix))
+    with reporting(True, "calibrating") as progress:
+        result = rustq.quantize(
+            model,
+            None if data is None else _data(data),
+            scheme=scheme or ("sym" if target in SYMMETRIC_ONLY else "asym"),
+            target=target,
+            config=settings,
+            progress=progress,
+        )
+    files = result.save(path)
+    if as_json:
+        console.show_json({"files": files, "report": result.report.to_dict()})
+        return
+    console.show_quantized(result.report)
+    click.echo(f"\nwrote {', '.join(map(str, files))}")
+    if target == "onnxruntime":
+        known = data is not None and _is_data(data)
+        shown = shlex.quote(data) if known and data else "YOUR_DATA"
+        _next(f"compare {_quoted(model, files[0])} --data {shown}{image_flags(images)}")
+
+
+@commands.command()
+@click.argument("model", type=MODEL)
+@click.option("--data", metavar="PATH", required=True, help=DATA_HELP)
+@click.option("-o", "--output", type=MODEL, help="File to write.  [default: MODEL.calibration]")
+@as_json
+@data_options
+def calibrate(
+    model: Path,
+    data: str,
+    output: Path | None,
+    as_json: bool,
+    images: ImageOptions | None,
+    threads: int | None,
+) -> None:
+    """Observe MODEL on data once; every method and target can then be derived from the file."""
+    import rustq
+
+    path = checked_output(output or model.with_name(f"{model.stem}.calibration"))
+    settings = config(images=images, threads=threads)
+    with reporting(True, "calibrating") as progress:
+        calibration = rustq.calibrate(model, Path(data), config=settings, progress=progress)
+    calibration.save(path)
+    if as_json:
+        console.show_json({"files": [path], "tensors": len(calibration.tensors)})
+        return
+    click.echo(f"observed {len(calibration.tensors)} tensors\nwrote {path}")
+    _next(f"quantize {_quoted(model)} --data {_quoted(path)}")
+
+
+@commands.command()
+@click.argument("model", type=MODEL)
+@click.option("-o", "--output", type=MODEL, help="File to write.  [default: MODEL.folded.onnx]")
+@as_json
+def fold(model: Path, output: Path | None, as_json: bool) -> None:
+    """Fold BatchNormalization and other constant arithmetic of MODEL into its weights."""
+    import rustq
+
+    path = checked_output(output or model.with_name(f"{model.stem}.folded.onnx"))
+    before = rustq.load(model)
+    after = rustq.fold(before)
+    after.save(path)
+    counts = before.op_counts, after.op_counts
+    if as_json:
+        nodes = [sum(count.values()) for count in counts]
+        console.show_json({"files": [path], "nodes_before": nodes[0], "nodes_after": nodes[1]})
+        return
+    changed = sorted(
+        op for op in {*counts[0], *counts[1]} if counts[0].get(op) != counts[1].get(op)
+    )
+    rows = [(op, str(counts[0].get(op, 0)), str(counts[1].get(op, 0))) for op in changed]
+    console.show_table("operators", ("operator", "before", "after"), rows)
+    if not rows:
+        click.echo("nothing to fold")
+    click.echo(f"wrote {path}")
+
+
+@commands.command()
+@click.argument("model", type=MODEL)
+@as_json
+def inspect(model: Path, as_json: bool) -> None:
+    """Show what MODEL is made of and what quantization would change."""
+    import rustq
+
+    loaded = rustq.load(model)
+    facts = {
+        "opset": loaded.opset,
+        "ir_version": loaded.ir_version,
+        "producer": loaded.producer,
+        "weight_bytes": loaded.weight_bytes,
+        "batch_normalizations": loaded.op_counts.get("BatchNormalization", 0),
+    }
+    if as_json:
+        sides = {"inputs": loaded.inputs, "outputs": loaded.outputs}
+        console.show_json({**sides, **facts, "op_counts": loaded.op_counts})
+        return
+    origin = f", from {loaded.producer}" if loaded.producer else ""
+    click.echo(f"{model}: opset {loaded.opset}, IR version {loaded.ir_version}{origin}\n")
+    rows = [
+        (side, value.name, value.dtype, shape_text(value.shape))
+        for side, values in (("input", loaded.inputs), ("output", loaded.outputs))
+        for value in values
+    ]
+    console.show_table("inputs and outputs", ("", "name", "dtype", "shape"), rows)
+    by_count = sorted(loaded.op_counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    console.show_table("operators", ("operator", "nodes"), [(op, str(n)) for op, n in by_count])
+    click.echo(_prospect(loaded.op_counts, loaded.weight_bytes))
+    _next(f"quantize {_quoted(model)} --data YOUR_DATA")
+
+
+def _prospect(op_counts: dict[str, int], weight_bytes: int) -> str:
+    """What quantization has to work with, in a few words."""
+    if op_counts.get("QuantizeLinear") or op_counts.get("DequantizeLinear"):
+        return "this model is quantized already"
+    counted = [
+        f"{number} {name if number == 1 else plural}"
+        for name, plural, ops in FAMILIES
+        if (number := sum(op_counts.get(op, 0) for op in ops))
+    ]
+    if not counted:
+        return "quantization has nothing to do here: no convolution or matrix product"
+    normalizations = op_counts.get("BatchNormalization", 0)
+    folded = f"; {normalizations} BatchNormalization to fold first" if normalizations else ""
+    return (
+        f"weights: {text.size(weight_bytes)}, about {text.size(weight_bytes // 4)} in int8\n"
+        f"candidates for int8: {', '.join(counted)}{folded}"
+    )
+
+
+@commands.command()
+@click.argument("model", type=MODEL)
+@click.argument("quantized", type=MODEL)
+@click.option("--data", metavar="PATH", required=True, help=DATA_HELP)
+@as_json
+@data_options
+def compare(
+    model: Path,
+    quantized: Path,
+    data: str,
+    as_json: bool,
+    images: ImageOptions | None,
+    threads: int | None,
+) -> None:
+    """Run MODEL and QUANTIZED on the same data: error, size and latency."""
+    from rustq.compare import COST_HEADER, OUTPUT_HEADER
+    from rustq.compare import compare as compare_models
+
+    settings = config(images=images, threads=threads)
+    result = compare_models(model, quantized, Path(data), config=settings, progress=True)
+    if as_json:
+        console.show_json(result.to_dict())
+        return
+    console.show_table(
+        f"outputs over {result.samples} samples", OUTPUT_HEADER, result.output_rows()
+    )
+    console.show_table("cost in ONNX Runtime", COST_HEADER, result.cost_rows())
+    console.show_notes(result.notes)
+
+
+@commands.command()
+@as_json
+def demo(as_json: bool) -> None:
+    """Quantize a small model that ships with rustq and show what that costs and gains."""
+    from rustq.showcase import run_demo
+
+    result = run_demo(progress=True)
+    if as_json:
+        console.show_json(result)
+        return
+    click.echo(result.summary)
+    console.show_table(
+        "handwritten digits, in ONNX Runtime", ("", "float", "int8", ""), result.rows()
+    )
+    _next("quantize YOUR_MODEL.onnx --data YOUR_DATA")
+
+
+def _is_data(data: str) -> bool:
+    from rustq.data import is_data_path
+
+    return is_data_path(Path(data))
+
+
+def _data(data: str) -> Any:
+    """The value of `--data`: a path that `rustq.data` reads, or a calibration to load."""
+    path = Path(data)
+    if _is_data(data):
+        return path
+    import rustq
+
+    return rustq.Calibration.load(path)
+
+
+def _quoted(*paths: Path) -> str:
+    return " ".join(shlex.quote(str(path)) for path in paths)
+
+
+def _next(command: str) -> None:
+    click.echo(f"\nnext: rustq {command}")

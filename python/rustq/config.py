@@ -1,0 +1,157 @@
+"""Every knob of quantization, in one frozen dataclass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+from rustq.images import ImageOptions
+
+__all__ = ["METHODS", "WEIGHTS", "ImageOptions", "QuantConfig"]
+
+METHODS = ("auto", "minmax", "percentile", "entropy", "mse", "ifmr")
+"""Ways to turn what was observed of a tensor into its quantized range."""
+
+WEIGHTS = ("int8", "int4", "binary", "log2")
+"""Number formats of the weights."""
+
+NamePattern = str | re.Pattern[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantConfig:
+    """How to quantize. Every argument is keyword-only and has a default that suits most models.
+
+    Attributes:
+        method: how the range of an activation is chosen from its calibration. `"minmax"` keeps
+            every value; `"percentile"` cuts the rare ones off at both ends; `"entropy"`
+            (Kullback-Leibler) and `"mse"` choose the cut that loses least; `"ifmr"` is Ascend's
+            search; `"auto"` picks per tensor. All of them come from one pass over the data.
+        percentile: share of the values kept inside the range by `"percentile"`, in percent, above
+            50 and up to 100. The default 99.99 leaves one value in ten thousand outside.
+        per_channel: one scale for each output channel of a weight (`True`), or one for the whole
+            weight.
+        weights: number format of the weights: `"int8"`. (`"int4"`, `"binary"` and `"log2"` are
+            reserved names that `quantize` refuses with `UnsupportedError` for now.)
+        exclude: nodes that stay float: a name, a glob (`"/head/*"`, matched against the whole name,
+            case-sensitive), an `re.Pattern` (searched for in the name), or several of these. Stored
+            as a tuple.
+        exclude_op_types: operator types that stay float, such as `"Gemm"`. Stored as a tuple.
+        images: how image files become model inputs; `None` derives it from the model's input shape.
+        threads: threads that ONNX Runtime uses within an operator while it runs the float model;
+            `None` lets it choose.
+        providers: ONNX Runtime execution providers for the float model, in order of preference.
+            Stored as a tuple.
+
+    Raises:
+        ValueError: a value is not one of the valid choices, which the message lists, or is out of
+            range.
+        TypeError: a value has the wrong type.
+    """
+
+    method: str = "auto"
+    percentile: float = 99.99
+    per_channel: bool = True
+    weights: str = "int8"
+    exclude: NamePattern | Iterable[NamePattern] = ()
+    exclude_op_types: str | Iterable[str] = ()
+    images: ImageOptions | None = None
+    threads: int | None = None
+    providers: str | Iterable[str] = ("CPUExecutionProvider",)
+
+    def __post_init__(self) -> None:
+        _choice("method", self.method, METHODS)
+        _choice("weights", self.weights, WEIGHTS)
+        if isinstance(self.percentile, bool) or not isinstance(self.percentile, int | float):
+            raise TypeError(f"percentile must be a number, got {self.percentile!r}")
+        if not 50 < self.percentile <= 100:
+            raise ValueError(
+                f"percentile must be above 50 and at most 100, got {self.percentile!r}"
+            )
+        if not isinstance(self.per_channel, bool):
+            raise TypeError(f"per_channel must be True or False, got {self.per_channel!r}")
+        if self.images is not None and not isinstance(self.images, ImageOptions):
+            raise TypeError(
+                f"images must be a rustq.ImageOptions, got {type(self.images).__name__}"
+            )
+        if self.threads is not None and (
+            isinstance(self.threads, bool) or not isinstance(self.threads, int)
+        ):
+            raise TypeError(f"threads must be an int or None, got {self.threads!r}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(
+                f"threads must be at least 1, or None for ONNX Runtime's choice, got {self.threads}"
+            )
+        for name, kinds in (
+            ("exclude", (str, re.Pattern)),
+            ("exclude_op_types", (str,)),
+            ("providers", (str,)),
+        ):
+            object.__setattr__(self, name, _several(name, getattr(self, name), kinds))
+        if not self.providers:
+            raise ValueError('providers must name at least one, such as "CPUExecutionProvider"')
+
+    def excludes(self, name: str, op_type: str = "") -> bool:
+        """Whether the node with this name and operator type is to stay float."""
+        return op_type in _as_tuple(self.exclude_op_types) or any(
+            _matches(pattern, name) for pattern in _as_tuple(self.exclude)
+        )
+
+    def unused_exclusions(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The entries of `exclude` that match no name of these: probably misspelt."""
+        names = list(names)
+        patterns: tuple[NamePattern, ...] = _as_tuple(self.exclude)
+        return tuple(
+            pattern if isinstance(pattern, str) else pattern.pattern
+            for pattern in patterns
+            if not any(_matches(pattern, name) for name in names)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON-ready values; a pattern becomes its text."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["exclude"] = [p if isinstance(p, str) else p.pattern for p in values["exclude"]]
+        values["exclude_op_types"] = list(values["exclude_op_types"])
+        values["providers"] = list(values["providers"])
+        if self.images is not None:
+            values["images"] = asdict(self.images)
+        return values
+
+
+def _choice(name: str, value: object, valid: tuple[str, ...]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {', '.join(valid)}, got {value!r}")
+    if value not in valid:
+        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(valid)}")
+
+
+def _several(name: str, value: Any, kinds: tuple[type, ...]) -> tuple[Any, ...]:
+    """One or several values as a tuple, each checked to be one of `kinds`."""
+    single = isinstance(value, kinds)
+    if not single and not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be one or several of {_names(kinds)}, got {value!r}")
+    values: tuple[Any, ...] = (value,) if single else tuple(value)
+    for entry in values:
+        if not isinstance(entry, kinds):
+            raise TypeError(f"{name} must hold {_names(kinds)}, got {entry!r}")
+    return values
+
+
+def _names(kinds: tuple[type, ...]) -> str:
+    return " or ".join(kind.__name__ for kind in kinds)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    """The value of a field that `__post_init__` stored as a tuple, for the type checker."""
+    assert isinstance(value, tuple)
+    return value
+
+
+def _matches(pattern: NamePattern, name: str) -> bool:
+    if isinstance(pattern, re.Pattern):
+        return pattern.search(name) is not None
+    # Names may hold brackets, which a glob reads as a set of characters: a name matches itself.
+    return pattern == name or fnmatchcase(name, pattern)

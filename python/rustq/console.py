@@ -1,0 +1,63 @@
+"""What the command line prints: tables on a terminal, plain text elsewhere, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from rustq import text
+from rustq.plain import plain
+from rustq.report import Report
+
+__all__ = ["show_json", "show_notes", "show_quantized", "show_table"]
+
+
+def show_json(value: Any) -> None:
+    """One JSON object on standard output."""
+    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table: drawn on a terminal, plain columns where the output goes to a file or pipe."""
+    if not rows:
+        return
+    if not sys.stdout.isatty():
+        click.echo(f"{title}\n\n{text.table(header, rows)}\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for column in header:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def show_notes(notes: Sequence[str], *, most: int = 5) -> None:
+    """The first few notes, one line each, and how many there are besides."""
+    for note in notes[:most]:
+        click.echo(f"note: {note}")
+    if len(notes) > most:
+        click.echo(f"note: {len(notes) - most} more, see --json")
+
+
+def show_quantized(report: Report, *, reasons: int = 5) -> None:
+    """The outcome of `rustq quantize`: the summary, and what stayed float by reason."""
+    click.echo(report.summary())
+    grouped = report.float_reasons()
+    if grouped:
+        click.echo("\nstayed float:")
+    for reason, names in list(grouped.items())[:reasons]:
+        examples = ", ".join(names[:2]) + (", …" if len(names) > 2 else "")
+        click.echo(f"  {len(names):4}  {reason} ({examples})")
+    rest = sum(len(names) for names in list(grouped.values())[reasons:])
+    if rest:
+        click.echo(f"  {rest:4}  for other reasons, see --json")
+    show_notes(report.notes)

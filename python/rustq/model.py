@@ -1,0 +1,162 @@
+"""Models as the API hands them around."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rustq import _rustq
+
+if TYPE_CHECKING:
+    import onnx
+
+    from rustq.calibration import Calibration
+    from rustq.report import Report
+
+__all__ = ["Model", "QuantizedModel", "Value"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """An input or output of a model.
+
+    Attributes:
+        name: its name in the graph.
+        dtype: its element type in ONNX's spelling, such as `"FLOAT"` or `"INT64"`.
+        shape: per axis a length, the name of a dynamic one, or `None`; `None` for an unknown rank.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+
+class Model:
+    """An ONNX model. Immutable: `rustq.fold` and `rustq.quantize` return new ones."""
+
+    def __init__(self, core: _rustq.Model) -> None:
+        self._core = core
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """What has to be fed; inputs with a default value are left out."""
+        return tuple(_value(*value) for value in self._core.inputs)
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """What the model computes."""
+        return tuple(_value(*value) for value in self._core.outputs)
+
+    @property
+    def opset(self) -> int | None:
+        """Version of the default operator set."""
+        return self._core.opset
+
+    @property
+    def ir_version(self) -> int:
+        """Version of the file format."""
+        return self._core.ir_version
+
+    @property
+    def producer(self) -> str:
+        """Name of the tool that wrote the model."""
+        return self._core.producer
+
+    @property
+    def op_counts(self) -> dict[str, int]:
+        """How many nodes of each operator the main graph has."""
+        return self._core.op_counts
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights of the main graph."""
+        return self._core.weight_bytes
+
+    @property
+    def byte_size(self) -> int:
+        """Bytes of the whole model as a file."""
+        return self._core.byte_size
+
+    def to_bytes(self) -> bytes:
+        """The model as the content of an `.onnx` file."""
+        return self._core.to_bytes()
+
+    def to_onnx(self) -> onnx.ModelProto:
+        """The model as an `onnx.ModelProto`."""
+        import onnx
+
+        return onnx.load_model_from_string(self.to_bytes())
+
+    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Writes an `.onnx` file, wholly or not at all, and returns the paths written.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._core.save(Path(path))
+        return [Path(path)]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Model) and self._core == other._core
+
+    def __hash__(self) -> int:
+        return hash((self.producer, self.byte_size))
+
+    def __repr__(self) -> str:
+        nodes = sum(self.op_counts.values())
+        return f"<{type(self).__name__}: opset {self.opset}, {nodes} nodes, {self.byte_size} bytes>"
+
+
+class QuantizedModel(Model):
+    """A quantized model, with the report of what was done and the calibration it came from.
+
+    Attributes:
+        report: per layer, whether it is quantized, how, and if not, why.
+        calibration: what was seen of the activations; `None` after dynamic quantization.
+    """
+
+    def __init__(
+        self, core: _rustq.Model, report: Report, calibration: Calibration | None
+    ) -> None:
+        super().__init__(core)
+        self.report = report
+        self.calibration = calibration
+
+
+def _value(name: str, element_type: int, shape: list[int | str | None] | None) -> Value:
+    dtype = _ELEMENT_TYPES.get(element_type, f"type {element_type}" if element_type else "?")
+    return Value(name, dtype, None if shape is None else tuple(shape))
+
+
+_ELEMENT_TYPES: dict[int, str] = dict(
+    enumerate(
+        "FLOAT UINT8 INT8 UINT16 INT16 INT32 INT64 STRING BOOL FLOAT16 DOUBLE UINT32 UINT64"
+        " COMPLEX64 COMPLEX128 BFLOAT16".split(),
+        start=1,
+    )
+)
+"""`TensorProto.DataType`, without importing onnx for it."""
+
+
+def core_of(model: Any) -> _rustq.Model:
+    """The native model behind a path, bytes, an `onnx.ModelProto` or a `Model`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ModelError: it is not an ONNX model.
+        TypeError: `model` is none of these.
+    """
+    if isinstance(model, Model):
+        return model._core
+    if isinstance(model, str | os.PathLike):
+        return _rustq.Model.open(Path(model))
+    if isinstance(model, bytes | bytearray | memoryview):
+        return _rustq.Model.from_bytes(bytes(model))
+    if hasattr(model, "SerializeToString") and hasattr(model, "graph"):
+        return _rustq.Model.from_bytes(model.SerializeToString())
+    raise TypeError(
+        "model must be a path, bytes, an onnx.ModelProto or a rustq.Model,"
+        f" got {type(model).__name__}"
+    )

@@ -1,0 +1,28 @@
+"""Conversion to a newer operator set, by onnx's own converter."""
+
+from __future__ import annotations
+
+from rustq import _rustq
+
+__all__ = ["at_least"]
+
+
+def at_least(model: _rustq.Model, opset: int) -> tuple[_rustq.Model, str]:
+    """`model` in operator set `opset` or later.
+
+    Returns:
+        The model and an empty string; or the model as it was, and why it could not be converted.
+    """
+    if model.opset is None or model.opset >= opset:
+        return model, ""
+    import onnx
+    from onnx import version_converter
+
+    try:
+        proto = onnx.load_model_from_string(model.to_bytes())
+        converted = version_converter.convert_version(proto, opset)
+    except Exception as error:  # the converter raises RuntimeError, and more, without a base class
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        return model, f"opset {model.opset} could not be converted to {opset}: {reason}"
+    core = _rustq.Model.from_bytes(converted.SerializeToString())
+    return core.with_metadata_of(model), ""

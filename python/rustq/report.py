@@ -1,0 +1,229 @@
+"""What quantization did: layer by layer, and in one paragraph."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from rustq import text
+from rustq.plain import plain
+
+__all__ = ["LayerReport", "Report", "TensorParams"]
+
+FAMILIES = (
+    ("convolution", "convolutions", ("Conv", "ConvTranspose", "ConvInteger")),
+    ("matrix product", "matrix products", ("Gemm", "MatMul", "MatMulInteger")),
+    ("recurrent layer", "recurrent layers", ("LSTM", "GRU", "RNN")),
+)
+"""The operators that hold weights and do the multiplying: name, plural, operator types."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorParams:
+    """How a tensor is stored: `real = scale * (quantized - zero_point)`.
+
+    Attributes:
+        name: the tensor's name in the float model.
+        dtype: `"int8"`, `"uint8"`, `"int32"`, …
+        scale: one value, or one per channel.
+        zero_point: as many values as `scale`.
+        axis: the channel axis, or `None` for one scale.
+        range: the smallest and largest real value that the grid was made for, or `None`.
+    """
+
+    name: str
+    dtype: str
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+    axis: int | None = None
+    range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """What became of a node.
+
+    Attributes:
+        name: the node's name, or that of its first output where it has none.
+        op_type: its ONNX operator type.
+        quantized: whether it computes on integers.
+        reason: why it stayed float, or what was done.
+        inputs: how its quantized inputs, weights included, are stored.
+        outputs: how its quantized outputs are stored.
+        activation_sqnr_db: signal-to-quantization-noise ratio of its output, in dB; infinite if
+            exact, `None` if not measured.
+        weight_sqnr_db: the same for its weight.
+        macs: multiply-accumulates for one sample, `None` if its shapes are not known.
+    """
+
+    name: str
+    op_type: str
+    quantized: bool
+    reason: str = ""
+    inputs: tuple[TensorParams, ...] = ()
+    outputs: tuple[TensorParams, ...] = ()
+    activation_sqnr_db: float | None = None
+    weight_sqnr_db: float | None = None
+    macs: int | None = None
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> LayerReport:
+        """From a dict with these fields as keys; `inputs` and `outputs` are lists of such dicts.
+
+        A scale or zero point may be one number. Fields with a default may be missing.
+
+        Raises:
+            TypeError: a key is unknown or a needed one is missing.
+        """
+        values = dict(record)
+        for side in ("inputs", "outputs"):
+            values[side] = tuple(_params(entry) for entry in values.get(side) or ())
+        return cls(**values)
+
+
+def _params(record: Mapping[str, Any]) -> TensorParams:
+    values = dict(record)
+    for key in ("scale", "zero_point"):
+        value = values[key]
+        values[key] = tuple(value) if isinstance(value, Iterable) else (value,)
+    if values.get("range") is not None:
+        values["range"] = tuple(values["range"])
+    return TensorParams(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What quantization did.
+
+    Attributes:
+        layers: one entry per node of the float model, in its order.
+        notes: what is worth knowing, one line each, such as "tensor x is constant zero".
+        size_before: bytes of the model that was given; 0 if not known.
+        size_after: bytes of the quantized model; 0 if not known.
+        opset_before: ONNX opset of the model that was given.
+        opset_after: ONNX opset of the quantized model.
+        scheme: `"asym"`, `"sym"`, or `"dynamic"` where no data was given.
+        target: the runtime it was made for.
+        method: how ranges were chosen.
+        samples: number of calibration feeds, `None` for dynamic quantization.
+        seconds: wall-clock time of the whole work.
+        versions: versions of rustq and of what it ran on.
+    """
+
+    layers: tuple[LayerReport, ...]
+    notes: list[str] = field(default_factory=list)
+    size_before: int = 0
+    size_after: int = 0
+    opset_before: int = 0
+    opset_after: int = 0
+    scheme: str = ""
+    target: str = ""
+    method: str = ""
+    samples: int | None = None
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_records(cls, layers: Iterable[Mapping[str, Any]], **facts: Any) -> Report:
+        """From one dict per layer, see `LayerReport.from_record`, and the other fields by name.
+
+        Raises:
+            TypeError: a key or fact is unknown or a needed one is missing.
+        """
+        return cls(layers=tuple(LayerReport.from_record(layer) for layer in layers), **facts)
+
+    def summary(self) -> str:
+        """One paragraph: how much runs in int8, what stayed float and why, the size, the time.
+
+        "52 of 54 convolutions in int8 (99.1 % of the multiply-accumulates). …"
+        """
+        counted = [count for family in FAMILIES if (count := self._count(*family))]
+        share = self._mac_share()
+        macs = "" if share is None else f" ({100 * share:.1f} % of the multiply-accumulates)"
+        sentences = [
+            f"{_listed(counted)} in int8{macs}."
+            if counted
+            else "No convolution, matrix product or recurrent layer to quantize."
+        ]
+        heavy_reasons = [
+            f"{len(names)} {reason}" for reason, names in self.float_reasons(heavy=True).items()
+        ]
+        if heavy_reasons:
+            sentences.append(f"Left in float: {'; '.join(heavy_reasons[:3])}.")
+        if self.size_before and self.size_after:
+            sentences.append(
+                f"{text.size(self.size_before)} became {text.size(self.size_after)}"
+                f" ({100 * self.size_after / self.size_before:.0f} %)"
+                + (f" in {self.seconds:.1f} s." if self.seconds else ".")
+            )
+        return " ".join(sentences)
+
+    def float_reasons(self, *, heavy: bool = False) -> dict[str, list[str]]:
+        """The names of the nodes that stayed float, by reason, the most frequent reason first.
+
+        Args:
+            heavy: only nodes that hold weights and do the multiplying.
+        """
+        names: dict[str, list[str]] = {}
+        for layer in self.layers:
+            if not layer.quantized and (not heavy or _is_heavy(layer)):
+                names.setdefault(layer.reason or "no reason recorded", []).append(layer.name)
+        return dict(sorted(names.items(), key=lambda entry: -len(entry[1])))
+
+    def op_counts(self) -> dict[str, tuple[int, int]]:
+        """Per operator type, how many nodes run in int8 and how many there are."""
+        total = Counter(layer.op_type for layer in self.layers)
+        done = Counter(layer.op_type for layer in self.layers if layer.quantized)
+        return {op_type: (done[op_type], total[op_type]) for op_type in total}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON-ready values; infinite numbers become `None`."""
+        return {"summary": self.summary()} | {
+            entry.name: plain(getattr(self, entry.name)) for entry in fields(self)
+        }
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                layer.name,
+                layer.op_type,
+                "int8" if layer.quantized else "float",
+                text.decibels(layer.weight_sqnr_db),
+                text.decibels(layer.activation_sqnr_db),
+                layer.reason,
+            )
+            for layer in self.layers
+        ]
+        header = ("layer", "op", "runs in", "weight SQNR", "output SQNR", "what was done, or why")
+        notes = [f"note: {note}" for note in self.notes]
+        return "\n".join([self.summary(), "", text.table(header, rows), *notes])
+
+    def _count(self, name: str, plural: str, op_types: Sequence[str]) -> str:
+        layers = [layer for layer in self.layers if layer.op_type in op_types]
+        if not layers:
+            return ""
+        done = sum(layer.quantized for layer in layers)
+        return f"{done} of {len(layers)} {name if len(layers) == 1 else plural}"
+
+    def _mac_share(self) -> float | None:
+        """The share of the multiply-accumulates that run in int8, if all of them are known."""
+        heavy = [layer for layer in self.layers if _is_heavy(layer)]
+        macs = [layer.macs for layer in heavy if layer.macs is not None]
+        if len(macs) != len(heavy) or not sum(macs):
+            return None
+        return sum(layer.macs or 0 for layer in heavy if layer.quantized) / sum(macs)
+
+
+def _is_heavy(layer: LayerReport) -> bool:
+    return any(layer.op_type in op_types for _, _, op_types in FAMILIES)
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

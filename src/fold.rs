@@ -1,0 +1,113 @@
+//! Simplification before quantization: constants gathered, no-ops dropped, linear chains folded into the weights.
+//!
+//! A rule is a pure function of the index and one node. It answers with a [`Patch`], with a reason why it declines, or
+//! that the node is none of its business. [`fold`] sweeps the rules over the graph until nothing changes.
+
+mod affine;
+mod constants;
+mod linear;
+mod no_ops;
+
+use std::collections::BTreeMap;
+
+use crate::error::Result;
+use crate::graph::{Graph, NodeExt, NodeId};
+use crate::model::Model;
+use crate::patch::{Patch, apply};
+
+/// What a rule says about a node.
+pub(crate) enum Verdict {
+    /// Not a node this rule is about.
+    Pass,
+    /// The rule's kind of node, but the change would not be exact or not be safe.
+    Decline(String),
+    /// The change, and the names of the nodes it makes disappear.
+    Edit(Patch),
+}
+
+type Rule = fn(&Graph, NodeId) -> Result<Verdict>;
+
+/// The rules in the order they are tried at each node.
+const RULES: &[(&str, Rule)] = &[
+    ("constant node to initializer", constants::constant),
+    ("drop no-op", no_ops::no_op),
+    ("fold into weights", affine::into_producer),
+    ("fold scale into next weights", affine::into_consumer),
+];
+
+/// One thing [`fold`] did, or declined to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoldRecord {
+    /// Name of the node that is gone, or stayed.
+    pub node: String,
+    /// Its operator.
+    pub op_type: String,
+    /// The rule.
+    pub rule: &'static str,
+    /// Why it stayed; `None` when it is gone.
+    pub declined: Option<String>,
+}
+
+/// Folds `model` and says what was done.
+///
+/// Graph inputs, outputs and their names, metadata and functions never change. Initializers of models older than IR
+/// version 4, which had to be listed as inputs, stop being inputs: nobody can have meant to override them.
+///
+/// # Errors
+/// [`crate::Error`] when the model is inconsistent.
+pub fn fold(model: &Model) -> Result<(Model, Vec<FoldRecord>)> {
+    let mut model = constants_leave_inputs(model)?;
+    let mut done = Vec::new();
+    loop {
+        let (patch, edits, declined) = sweep(&model)?;
+        done.extend(edits);
+        if patch.is_empty() {
+            done.extend(declined.into_values());
+            return Ok((model, done));
+        }
+        model = apply(&model, patch)?;
+    }
+}
+
+/// Asks every rule about every node once; edits that overlap wait for the next sweep.
+fn sweep(model: &Model) -> Result<(Patch, Vec<FoldRecord>, BTreeMap<NodeId, FoldRecord>)> {
+    let graph = Graph::new(model.graph());
+    let (mut patch, mut edits, mut declined) = (Patch::default(), Vec::new(), BTreeMap::new());
+    for (id, node) in graph.nodes().iter().enumerate() {
+        for &(rule, ask) in RULES {
+            let record = |declined| FoldRecord {
+                node: node.label().to_owned(),
+                op_type: node.op_type().to_owned(),
+                rule,
+                declined,
+            };
+            match ask(&graph, id)? {
+                Verdict::Pass => {}
+                Verdict::Decline(reason) => {
+                    declined.entry(id).or_insert_with(|| record(Some(reason)));
+                }
+                Verdict::Edit(edit) => {
+                    if patch.absorb(edit) {
+                        edits.push(record(None));
+                    }
+                    break;
+                }
+            }
+        }
+    }
+    Ok((patch, edits, declined))
+}
+
+/// Before IR version 4 an initializer had to be an input as well, without any wish to have it overridden.
+fn constants_leave_inputs(model: &Model) -> Result<Model> {
+    const FIRST_WITHOUT: i64 = 4;
+    let mut proto = model.clone().into_proto();
+    if proto.ir_version() < FIRST_WITHOUT {
+        let graph = proto.graph.get_or_insert_default();
+        let initializers: std::collections::HashSet<_> =
+            graph.initializer.iter().map(|t| t.name().to_owned()).collect();
+        graph.input.retain(|i| !initializers.contains(i.name()));
+        proto.ir_version = Some(FIRST_WITHOUT);
+    }
+    Model::from_proto(proto)
+}

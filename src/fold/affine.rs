@@ -1,0 +1,203 @@
+//! Linear chains into weights.
+//!
+//! Every node here computes `y = scale[c] · x + shift[c]` with constants per channel `c`:
+//!
+//! | node | scale | shift |
+//! |---|---|---|
+//! | `BatchNormalization` | γ / √(var + ε) | β − mean · γ / √(var + ε) |
+//! | `x · k`, `x ÷ k` | k, 1 / k | 0 |
+//! | `x + k`, `x − k` | 1 | k, −k |
+//! | `k − x` | −1 | k |
+//!
+//! After a linear operator (`Conv`, `ConvTranspose`, `Gemm`, `MatMul`) it disappears into the weights and the bias:
+//! w'\[c, …\] = scale\[c\] · w\[c, …\], b'\[c\] = scale\[c\] · b\[c\] + shift\[c\]. A pure scale before a linear operator
+//! disappears into its weights in the same way, along the input channels.
+//! (BatchNormalization: Ioffe and Szegedy 2015, the inference form of algorithm 2; ONNX BatchNormalization-15.)
+
+use super::Verdict;
+use super::linear::{Axis, Linear};
+use crate::error::Result;
+use crate::graph::{Graph, NodeExt, NodeId};
+use crate::onnx::TensorProto;
+use crate::patch::Patch;
+use crate::tensor::{floats, is_float};
+
+/// An affine node and what it computes.
+struct Affine<'m> {
+    input: &'m str,
+    output: &'m str,
+    scale: Factor,
+    shift: Factor,
+}
+
+/// A constant of an affine node and how its shape lines up with the data.
+enum Factor {
+    /// One value for all.
+    Scalar(f64),
+    /// One value per channel of axis 1 of the data, as in BatchNormalization.
+    Channel(Vec<f64>),
+    /// A broadcast constant: dimensions from the right.
+    Broadcast(Vec<f64>, Vec<usize>),
+}
+
+impl Factor {
+    /// A value per channel, if the constant varies along the channel axis alone.
+    fn per_channel(&self, channels: usize, axis: Axis, rank: Option<usize>) -> Option<Vec<f64>> {
+        match self {
+            Self::Scalar(value) => Some(vec![*value; channels]),
+            Self::Channel(values) => {
+                let second = axis == Axis::Left(1) || rank == Some(2);
+                (values.len() == channels && second).then(|| values.clone())
+            }
+            Self::Broadcast(values, dims) => {
+                let from_right = match (axis, rank) {
+                    (Axis::Last, _) => 0,
+                    (Axis::Left(axis), Some(rank)) if dims.len() <= rank => rank - 1 - axis,
+                    _ => return None,
+                };
+                let other_dims_are_one =
+                    dims.iter().rev().enumerate().all(|(i, &d)| d == 1 || i == from_right);
+                (values.len() == channels && other_dims_are_one).then(|| values.clone())
+            }
+        }
+    }
+
+    fn is_zero(&self) -> bool {
+        match self {
+            Self::Scalar(value) => *value == 0.0,
+            Self::Channel(values) | Self::Broadcast(values, _) => values.iter().all(|&v| v == 0.0),
+        }
+    }
+}
+
+/// The rule for an affine node behind a linear operator.
+pub(super) fn into_producer(graph: &Graph, id: NodeId) -> Result<Verdict> {
+    let affine = match affine(graph, id)? {
+        Ok(Some(affine)) => affine,
+        Ok(None) => return Ok(Verdict::Pass),
+        Err(reason) => return Ok(Verdict::Decline(reason)),
+    };
+    let Some(producer) = graph.producer(affine.input) else {
+        return Ok(Verdict::Decline(format!("no linear operator makes its input '{}'", affine.input)));
+    };
+    let linear = match Linear::at(graph, producer) {
+        Ok(Some(linear)) => linear,
+        Ok(None) => {
+            let node = graph.node(producer);
+            return Ok(Verdict::Decline(format!(
+                "its input comes from {} '{}'",
+                node.op_type(),
+                node.label()
+            )));
+        }
+        Err(reason) => return Ok(Verdict::Decline(reason)),
+    };
+    if graph.sole_consumer(affine.input) != Some(id) {
+        return Ok(Verdict::Decline(format!("'{}' is read elsewhere too", affine.input)));
+    }
+    if !affine.shift.is_zero() && !linear.takes_shift(graph) {
+        return Ok(Verdict::Decline("a MatMul has no bias to take up the shift".to_owned()));
+    }
+    let (axis, rank) = linear.channel_axis();
+    let rank =
+        rank.or_else(|| graph.rank(affine.input)).or_else(|| graph.rank(&graph.node(producer).input[0]));
+    let per_channel = |factor: &Factor| factor.per_channel(linear.channels(), axis, rank);
+    let (Some(scale), Some(shift)) = (per_channel(&affine.scale), per_channel(&affine.shift)) else {
+        return Ok(Verdict::Decline("its constant does not vary along the channels alone".to_owned()));
+    };
+    Ok(match linear.with_output_affine(&scale, &shift, affine.output)? {
+        Ok(mut patch) => {
+            patch.remove(id);
+            Verdict::Edit(patch)
+        }
+        Err(reason) => Verdict::Decline(reason),
+    })
+}
+
+/// The rule for a pure scale in front of one linear operator.
+pub(super) fn into_consumer(graph: &Graph, id: NodeId) -> Result<Verdict> {
+    let Ok(Some(affine)) = affine(graph, id)? else { return Ok(Verdict::Pass) };
+    let Some(consumer) = graph.sole_consumer(affine.output) else { return Ok(Verdict::Pass) };
+    if !affine.shift.is_zero() || graph.node(consumer).input_at(0) != Some(affine.output) {
+        return Ok(Verdict::Pass);
+    }
+    let Ok(Some(linear)) = Linear::at(graph, consumer) else { return Ok(Verdict::Pass) };
+    let (axis, rank) = linear.channel_axis();
+    let scale = affine.scale.per_channel(linear.input_channels(), axis, rank);
+    let Some(scale) = scale.filter(|_| linear.takes_input_scale()) else { return Ok(Verdict::Pass) };
+    let mut patch: Patch = linear.with_input_scale(&scale, affine.input)?;
+    patch.remove(id);
+    Ok(Verdict::Edit(patch))
+}
+
+/// The affine node at `id`; `None` for another node; or why a BatchNormalization is none.
+fn affine<'m>(graph: &Graph<'m>, id: NodeId) -> Result<Result<Option<Affine<'m>>, String>> {
+    let node = graph.node(id);
+    match node.op_type() {
+        _ if !node.is(node.op_type()) => Ok(Ok(None)),
+        "BatchNormalization" => batch_norm(graph, id).map(|found| found.map(Some)),
+        "Mul" | "Div" | "Add" | "Sub" => arithmetic(graph, id).map(Ok),
+        _ => Ok(Ok(None)),
+    }
+}
+
+fn batch_norm<'m>(graph: &Graph<'m>, id: NodeId) -> Result<Result<Affine<'m>, String>> {
+    let node = graph.node(id);
+    let used = |output: &String| !graph.consumers(output).is_empty() || graph.is_observable(output);
+    if node.int("training_mode", 0) != 0 || node.output.iter().skip(1).any(used) {
+        return Ok(Err("it runs in training mode".to_owned()));
+    }
+    let mut parameters = [const { Vec::new() }; 4];
+    for (index, values) in parameters.iter_mut().enumerate() {
+        let name = node.input_at(index + 1).unwrap_or("");
+        match graph.constant(name).filter(|t| is_float(t)) {
+            Some(tensor) => *values = floats(tensor)?,
+            None => return Ok(Err(format!("its parameter '{name}' is not a constant"))),
+        }
+    }
+    let [gamma, beta, mean, variance] = &parameters;
+    if [beta, mean, variance].iter().any(|p| p.len() != gamma.len()) {
+        return Ok(Err("its parameters differ in length".to_owned()));
+    }
+    let epsilon = f64::from(node.float("epsilon", 1e-5));
+    let scale: Vec<f64> =
+        gamma.iter().zip(variance).map(|(&g, &v)| f64::from(g) / (f64::from(v) + epsilon).sqrt()).collect();
+    let shift =
+        beta.iter().zip(mean).zip(&scale).map(|((&b, &m), s)| f64::from(b) - f64::from(m) * s).collect();
+    let (Some(input), Some(output)) = (node.input.first(), node.output.first()) else {
+        return Ok(Err("it has no input or output".to_owned()));
+    };
+    Ok(Ok(Affine { input, output, scale: Factor::Channel(scale), shift: Factor::Channel(shift) }))
+}
+
+fn arithmetic<'m>(graph: &Graph<'m>, id: NodeId) -> Result<Option<Affine<'m>>> {
+    let node = graph.node(id);
+    let [left, right] = node.input.as_slice() else { return Ok(None) };
+    let constant = |name: &str| graph.constant(name).filter(|t| is_float(t));
+    let (tensor, input, constant_first) = match (constant(left), constant(right)) {
+        (None, Some(tensor)) => (tensor, left, false),
+        (Some(tensor), None) => (tensor, right, true),
+        _ => return Ok(None),
+    };
+    let one = Factor::Scalar(1.0);
+    let zero = Factor::Scalar(0.0);
+    let value = |f: fn(f64) -> f64| factor(tensor, f);
+    let (scale, shift) = match (node.op_type(), constant_first) {
+        ("Mul", _) => (value(|k| k)?, zero),
+        ("Div", false) => (value(f64::recip)?, zero),
+        ("Add", _) => (one, value(|k| k)?),
+        ("Sub", false) => (one, value(|k| -k)?),
+        ("Sub", true) => (Factor::Scalar(-1.0), value(|k| k)?),
+        _ => return Ok(None),
+    };
+    let Some(output) = node.output.first() else { return Ok(None) };
+    Ok(Some(Affine { input, output, scale, shift }))
+}
+
+fn factor(tensor: &TensorProto, f: fn(f64) -> f64) -> Result<Factor> {
+    let values: Vec<f64> = floats(tensor)?.into_iter().map(|v| f(f64::from(v))).collect();
+    Ok(match values.as_slice() {
+        &[value] => Factor::Scalar(value),
+        _ => Factor::Broadcast(values, crate::tensor::shape(tensor)?),
+    })
+}

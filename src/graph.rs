@@ -1,0 +1,181 @@
+//! A read-only index of a graph, and the guards every edit asks.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::model::is_default_domain;
+use crate::onnx::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto};
+
+/// Position of a node in its graph.
+pub type NodeId = usize;
+
+/// Who makes and who reads each value of one graph.
+#[derive(Debug)]
+pub struct Graph<'m> {
+    proto: &'m GraphProto,
+    producers: HashMap<&'m str, NodeId>,
+    consumers: HashMap<&'m str, Vec<NodeId>>,
+    initializers: HashMap<&'m str, &'m TensorProto>,
+    inputs: HashSet<&'m str>,
+    outputs: HashSet<&'m str>,
+    captured: HashSet<&'m str>,
+    values: HashMap<&'m str, &'m ValueInfoProto>,
+}
+
+impl<'m> Graph<'m> {
+    /// Indexes `proto` in one walk.
+    pub fn new(proto: &'m GraphProto) -> Self {
+        let mut producers = HashMap::with_capacity(proto.node.len());
+        let mut consumers: HashMap<&str, Vec<NodeId>> = HashMap::with_capacity(proto.node.len());
+        let mut captured = HashSet::new();
+        for (id, node) in proto.node.iter().enumerate() {
+            producers.extend(node.output.iter().filter(|o| !o.is_empty()).map(|o| (o.as_str(), id)));
+            for input in node.input.iter().filter(|i| !i.is_empty()) {
+                consumers.entry(input).or_default().push(id);
+            }
+            for body in node.attribute.iter().flat_map(subgraphs) {
+                capture(body, &mut captured);
+            }
+        }
+        let names = |values: &'m [ValueInfoProto]| values.iter().map(ValueInfoProto::name).collect();
+        Self {
+            proto,
+            producers,
+            consumers,
+            initializers: proto.initializer.iter().map(|t| (t.name(), t)).collect(),
+            inputs: names(&proto.input),
+            outputs: names(&proto.output),
+            captured,
+            values: [&proto.value_info, &proto.input, &proto.output]
+                .into_iter()
+                .flatten()
+                .map(|v| (v.name(), v))
+                .collect(),
+        }
+    }
+
+    /// All nodes, in the order of the file.
+    pub fn nodes(&self) -> &'m [NodeProto] {
+        &self.proto.node
+    }
+
+    /// The node `id`.
+    pub fn node(&self, id: NodeId) -> &'m NodeProto {
+        &self.proto.node[id]
+    }
+
+    /// The node that makes `value`.
+    pub fn producer(&self, value: &str) -> Option<NodeId> {
+        self.producers.get(value).copied()
+    }
+
+    /// The nodes that read `value`, once for each input that does.
+    pub fn consumers(&self, value: &str) -> &[NodeId] {
+        self.consumers.get(value).map_or(&[], Vec::as_slice)
+    }
+
+    /// The constant behind `value`: an initializer that a caller cannot override.
+    pub fn constant(&self, value: &str) -> Option<&'m TensorProto> {
+        self.initializers.get(value).copied().filter(|_| !self.inputs.contains(value))
+    }
+
+    /// The initializer `value`, overridable or not.
+    pub fn initializer(&self, value: &str) -> Option<&'m TensorProto> {
+        self.initializers.get(value).copied()
+    }
+
+    /// Whether `value` is an input of the graph.
+    pub fn is_input(&self, value: &str) -> bool {
+        self.inputs.contains(value)
+    }
+
+    /// Whether `value` is an output of the graph.
+    pub fn is_output(&self, value: &str) -> bool {
+        self.outputs.contains(value)
+    }
+
+    /// Whether a body of an `If`, `Loop` or `Scan` reads `value`.
+    pub fn is_captured(&self, value: &str) -> bool {
+        self.captured.contains(value)
+    }
+
+    /// Whether `value` is seen from outside the node list: by the caller or by a subgraph.
+    pub fn is_observable(&self, value: &str) -> bool {
+        self.is_output(value) || self.is_captured(value)
+    }
+
+    /// The one reader of `value`, if nothing else, inside or outside, sees it.
+    pub fn sole_consumer(&self, value: &str) -> Option<NodeId> {
+        match self.consumers(value) {
+            &[one] if !self.is_observable(value) => Some(one),
+            _ => None,
+        }
+    }
+
+    /// Declared number of dimensions of `value`.
+    pub fn rank(&self, value: &str) -> Option<usize> {
+        if let Some(tensor) = self.initializer(value) {
+            return Some(tensor.dims.len());
+        }
+        let shape = self.values.get(value)?.r#type.as_ref()?.tensor_type.as_ref()?.shape.as_ref()?;
+        Some(shape.dim.len())
+    }
+}
+
+/// Graphs inside an attribute.
+pub fn subgraphs(attribute: &AttributeProto) -> impl Iterator<Item = &GraphProto> {
+    attribute.g.as_deref().into_iter().chain(&attribute.graphs)
+}
+
+/// Collects the names that `body` and the bodies inside it read. A name the body defines itself is included too, which
+/// can only make a guard more careful.
+fn capture<'m>(body: &'m GraphProto, captured: &mut HashSet<&'m str>) {
+    captured.extend(body.output.iter().map(ValueInfoProto::name));
+    for node in &body.node {
+        captured.extend(node.input.iter().map(String::as_str));
+        for inner in node.attribute.iter().flat_map(subgraphs) {
+            capture(inner, captured);
+        }
+    }
+}
+
+/// Reading a node's parts.
+pub trait NodeExt {
+    /// Whether the node is `op_type` of the default domain.
+    fn is(&self, op_type: &str) -> bool;
+    /// The attribute `name`.
+    fn attribute(&self, name: &str) -> Option<&AttributeProto>;
+    /// Integer attribute `name`, or `default`.
+    fn int(&self, name: &str, default: i64) -> i64;
+    /// Float attribute `name`, or `default`.
+    fn float(&self, name: &str, default: f32) -> f32;
+    /// Input `index`, `None` when absent or empty.
+    fn input_at(&self, index: usize) -> Option<&str>;
+    /// How messages call the node: its name, or its first output where it has none.
+    fn label(&self) -> &str;
+}
+
+impl NodeExt for NodeProto {
+    fn is(&self, op_type: &str) -> bool {
+        self.op_type() == op_type && is_default_domain(self.domain())
+    }
+
+    fn attribute(&self, name: &str) -> Option<&AttributeProto> {
+        self.attribute.iter().find(|a| a.name() == name)
+    }
+
+    fn int(&self, name: &str, default: i64) -> i64 {
+        self.attribute(name).map_or(default, AttributeProto::i)
+    }
+
+    fn float(&self, name: &str, default: f32) -> f32 {
+        self.attribute(name).map_or(default, AttributeProto::f)
+    }
+
+    fn input_at(&self, index: usize) -> Option<&str> {
+        self.input.get(index).map(String::as_str).filter(|i| !i.is_empty())
+    }
+
+    fn label(&self) -> &str {
+        if self.name().is_empty() { self.output.first().map_or("", String::as_str) } else { self.name() }
+    }
+}

@@ -1,0 +1,214 @@
+//! Every kernel, at every instruction-set level, against its definition written naively.
+
+use super::*;
+use proptest::prelude::*;
+
+/// Runs a kernel as dispatched on this machine and as compiled for the baseline.
+macro_rules! for_each_level {
+    ($check:ident, $kernel:ident $(::<$t:ty>)?) => {
+        $check(super::$kernel$(::<$t>)?, "dispatched");
+        $check(portable::$kernel$(::<$t>)?, "baseline");
+    };
+}
+
+/// Leaves tails of every kind around the 16 and 32 lanes.
+const LENGTHS: [usize; 12] = [0, 1, 3, 15, 16, 17, 31, 32, 33, 100, 257, 5000];
+
+/// Boundary values and pseudo-random ones over all magnitudes and bit patterns.
+fn values(n: usize) -> Vec<f32> {
+    let special = [
+        0.0,
+        -0.0,
+        0.5,
+        1.5,
+        2.5,
+        -0.5,
+        -1.5,
+        126.5,
+        127.5,
+        -127.5,
+        -128.5,
+        254.5,
+        255.5,
+        1e-45,
+        -1e-40,
+        f32::MAX,
+        f32::MIN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        -f32::NAN,
+        0.499_999_97,
+        8_388_609.0,
+    ];
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 32) as u32
+    };
+    let random = std::iter::repeat_with(|| match next() % 3 {
+        0 => f32::from_bits(next()),
+        1 => (next() % 1024) as f32 / 2.0 - 256.0,
+        _ => (next() as f32 / u32::MAX as f32 - 0.5) * 300.0,
+    });
+    random.take(n / 2).collect::<Vec<_>>().into_iter().chain(special.into_iter().cycle()).take(n).collect()
+}
+
+/// `(scale, zero_point, qmin, qmax)` for the integers of `T`.
+fn grids<T: QuantInt>() -> Vec<(f32, i32, i32, i32)> {
+    let scales = [1.0, 0.1, 0.5, 3.7e-3, 1e-38, 1e-42, 1e30, f32::MAX];
+    let mid = (T::MIN + T::MAX) / 2;
+    let codes = [
+        (T::MIN, T::MIN, T::MAX),
+        (mid, T::MIN, T::MAX),
+        (T::MAX, T::MIN, T::MAX),
+        (mid, T::MIN + 1, T::MAX),
+    ];
+    scales.iter().flat_map(|&s| codes.map(|(zp, lo, hi)| (s, zp, lo, hi))).collect()
+}
+
+fn naive_quantize(v: f32, scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> i32 {
+    if v.is_nan() {
+        return qmin;
+    }
+    let rounded = f64::from(v / scale).round_ties_even().clamp(-1e9, 1e9) as i32;
+    (rounded + zero_point).clamp(qmin, qmax)
+}
+
+fn naive_fake_quantize(v: f32, scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> f32 {
+    (naive_quantize(v, scale, zero_point, qmin, qmax) - zero_point) as f32 * scale
+}
+
+type Quantize<T> = fn(&[f32], f32, i32, i32, i32, &mut [T]);
+
+#[test]
+fn quantize_matches_definition() {
+    fn check<T: QuantInt + Default>(kernel: Quantize<T>, level: &str) {
+        for (n, (scale, zp, qmin, qmax)) in
+            LENGTHS.into_iter().flat_map(|n| grids::<T>().into_iter().map(move |g| (n, g)))
+        {
+            let x = values(n);
+            let mut q = vec![T::default(); n];
+            kernel(&x, scale, zp, qmin, qmax, &mut q);
+            for (&v, q) in x.iter().zip(q) {
+                assert_eq!(
+                    q.to_i32(),
+                    naive_quantize(v, scale, zp, qmin, qmax),
+                    "{level}: {v:?} / {scale} + {zp}"
+                );
+            }
+        }
+    }
+    for_each_level!(check, quantize_clamped::<i8>);
+    for_each_level!(check, quantize_clamped::<u8>);
+    for_each_level!(check, quantize_clamped::<i16>);
+    for_each_level!(check, quantize_clamped::<u16>);
+}
+
+#[test]
+fn quantize_saturates_and_sends_nan_to_the_minimum() {
+    // What ONNX Runtime's QuantizeLinear answers on CPU, for arrays short and long.
+    let x = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY].repeat(9);
+    let (mut signed, mut unsigned) = (vec![0_i8; 36], vec![0_u8; 36]);
+    quantize(&x, 0.1, 3, &mut signed);
+    quantize(&x, 0.1, 100, &mut unsigned);
+    assert_eq!(signed, [-128, -128, 127, -128].repeat(9));
+    assert_eq!(unsigned, [0, 0, 255, 0].repeat(9));
+}
+
+#[test]
+fn dequantize_matches_definition() {
+    fn check(kernel: fn(&[i8], f32, i32, &mut [f32]), level: &str) {
+        let q: Vec<i8> = (i8::MIN..=i8::MAX).chain(0..5).collect();
+        for zp in [-128, 0, 5, 127] {
+            let mut y = vec![0.0; q.len()];
+            kernel(&q, 0.3, zp, &mut y);
+            let expected: Vec<f32> = q.iter().map(|&q| (i32::from(q) - zp) as f32 * 0.3).collect();
+            assert_eq!(y, expected, "{level}");
+        }
+    }
+    for_each_level!(check, dequantize::<i8>);
+}
+
+#[test]
+fn fake_quantize_matches_definition() {
+    fn check(kernel: Quantize<f32>, level: &str) {
+        for (scale, zp, qmin, qmax) in grids::<i8>() {
+            let x = values(333);
+            let mut y = vec![0.0; x.len()];
+            kernel(&x, scale, zp, qmin, qmax, &mut y);
+            for (v, y) in x.into_iter().zip(y) {
+                let expected = naive_fake_quantize(v, scale, zp, qmin, qmax);
+                assert_eq!(y.to_bits(), expected.to_bits(), "{level}: {v:?} / {scale} + {zp}");
+            }
+        }
+    }
+    for_each_level!(check, fake_quantize);
+}
+
+#[test]
+fn quantization_error_is_the_same_at_every_level() {
+    for (n, (scale, zp, qmin, qmax)) in LENGTHS.into_iter().zip(grids::<u8>()) {
+        let x: Vec<f32> = values(n).into_iter().filter(|v| v.is_finite()).collect();
+        let squared =
+            |&v: &f32| (f64::from(naive_fake_quantize(v, scale, zp, qmin, qmax)) - f64::from(v)).powi(2);
+        let expected: f64 = x.iter().map(squared).sum();
+        let found = quantization_error(&x, scale, zp, qmin, qmax);
+        let baseline = portable::quantization_error(&x, scale, zp, qmin, qmax);
+        assert_eq!(found.to_bits(), baseline.to_bits());
+        assert!((found - expected).abs() <= 1e-12 * expected, "{found} {expected}");
+    }
+}
+
+#[test]
+fn extremes_match_definition() {
+    for n in LENGTHS {
+        let x = values(n);
+        let numbers = || x.iter().copied().filter(|v| !v.is_nan());
+        let expected = numbers().reduce(f32::min).zip(numbers().reduce(f32::max));
+        let largest = numbers().map(f32::abs).fold(0.0, f32::max);
+        for (level, pair, magnitude) in [
+            ("dispatched", min_max(&x), abs_max(&x)),
+            ("baseline", portable::min_max(&x), portable::abs_max(&x)),
+        ] {
+            assert_eq!((pair, magnitude), (expected, largest), "{level}, {n} values");
+        }
+    }
+    assert_eq!(min_max(&[f32::NAN; 40]), None);
+    assert_eq!(min_max(&[-0.0; 40]).map(|(lo, hi)| (lo.to_bits(), hi.to_bits())), Some((0, 0)));
+}
+
+fn new_table() -> Box<BinTable> {
+    vec![0; BINS].try_into().expect("BINS counters")
+}
+
+#[test]
+fn bins_match_definition() {
+    for n in LENGTHS {
+        let x = values(n);
+        let (mut table, mut fused, mut expected) = (new_table(), new_table(), new_table());
+        for v in &x {
+            let bin = if v.abs() < f32::MIN_POSITIVE { 0 } else { v.to_bits() >> 16 };
+            expected[bin as usize] += 1;
+        }
+        count_bins(&x, &mut table);
+        assert_eq!(observe(&x, &mut fused), min_max(&x));
+        assert!(table == expected && fused == expected, "{n} values");
+    }
+}
+
+proptest! {
+    #[test]
+    fn quantize_matches_definition_anywhere(
+        bits in prop::collection::vec(any::<u32>(), 0..70),
+        scale in f32::MIN_POSITIVE..f32::MAX,
+        zp in -128..=127,
+    ) {
+        let x: Vec<f32> = bits.iter().map(|&b| f32::from_bits(b)).chain([scale * 0.5, scale * 1.5, scale * -127.5]).collect();
+        let mut q = vec![0_i8; x.len()];
+        quantize(&x, scale, zp, &mut q);
+        for (v, q) in x.into_iter().zip(q) {
+            prop_assert_eq!(i32::from(q), naive_quantize(v, scale, zp, -128, 127), "{} / {} + {}", v, scale, zp);
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The one way to edit a model: a [`Patch`] says what changes, [`apply`] changes it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::error::Result;
+use crate::graph::{Graph, NodeId, subgraphs};
+use crate::model::Model;
+use crate::onnx::{NodeProto, TensorProto};
+
+/// Changes to the main graph of one model, in terms of its node positions and value names.
+#[derive(Debug, Default)]
+pub struct Patch {
+    /// Nodes to drop, replace or put something before: each position stands for the nodes listed.
+    replace: BTreeMap<NodeId, Vec<NodeProto>>,
+    insert: BTreeMap<NodeId, Vec<NodeProto>>,
+    shunt: HashMap<String, String>,
+    initializers: Vec<TensorProto>,
+}
+
+impl Patch {
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.replace.is_empty()
+            && self.insert.is_empty()
+            && self.shunt.is_empty()
+            && self.initializers.is_empty()
+    }
+
+    /// Drops node `id`.
+    pub fn remove(&mut self, id: NodeId) {
+        self.replace.insert(id, Vec::new());
+    }
+
+    /// Puts `nodes` in the place of node `id`.
+    pub fn replace(&mut self, id: NodeId, nodes: Vec<NodeProto>) {
+        self.replace.insert(id, nodes);
+    }
+
+    /// Puts `node` right before the position `id`; the number of nodes means the end.
+    pub fn insert(&mut self, id: NodeId, node: NodeProto) {
+        self.insert.entry(id).or_default().push(node);
+    }
+
+    /// Makes every reader of `from` read `to` instead. Graph outputs keep their names: `from` must not be one.
+    pub fn shunt(&mut self, from: &str, to: &str) {
+        self.shunt.insert(from.to_owned(), to.to_owned());
+    }
+
+    /// Adds a constant, or replaces the one of the same name.
+    pub fn initializer(&mut self, tensor: TensorProto) {
+        self.initializers.push(tensor);
+    }
+
+    /// Takes over the changes of `other`, if the two touch different nodes.
+    pub fn absorb(&mut self, other: Patch) -> bool {
+        if other.replace.keys().any(|id| self.replace.contains_key(id)) {
+            return false;
+        }
+        self.replace.extend(other.replace);
+        for (id, nodes) in other.insert {
+            self.insert.entry(id).or_default().extend(nodes);
+        }
+        self.shunt.extend(other.shunt);
+        self.initializers.extend(other.initializers);
+        true
+    }
+
+    /// The nodes this patch replaces or removes.
+    pub fn touched(&self) -> impl Iterator<Item = NodeId> {
+        self.replace.keys().copied()
+    }
+}
+
+/// `model` with `patch` applied, and without the initializers and value descriptions that nothing uses any more.
+///
+/// # Errors
+/// [`crate::Error::Model`] when the model has no graph.
+pub fn apply(model: &Model, mut patch: Patch) -> Result<Model> {
+    let mut proto = model.clone().into_proto();
+    let graph = proto.graph.get_or_insert_default();
+    let old = std::mem::take(&mut graph.node);
+    let end = old.len();
+    for (id, node) in old.into_iter().enumerate() {
+        graph.node.extend(patch.insert.remove(&id).into_iter().flatten());
+        match patch.replace.remove(&id) {
+            Some(nodes) => graph.node.extend(nodes),
+            None => graph.node.push(node),
+        }
+    }
+    graph.node.extend(patch.insert.remove(&end).into_iter().flatten());
+    for input in graph.node.iter_mut().flat_map(|n| &mut n.input) {
+        while let Some(to) = patch.shunt.get(input) {
+            input.clone_from(to);
+        }
+    }
+    let new: HashSet<&str> = patch.initializers.iter().map(TensorProto::name).collect();
+    graph.initializer.retain(|t| !new.contains(t.name()));
+    graph.initializer.extend(patch.initializers);
+    drop_unused(&mut proto);
+    Model::from_proto(proto)
+}
+
+/// Drops initializers that nothing reads and descriptions of values that nothing makes.
+fn drop_unused(proto: &mut crate::onnx::ModelProto) {
+    let graph = proto.graph.get_or_insert_default();
+    let mut used: HashSet<String> = HashSet::new();
+    for node in &graph.node {
+        used.extend(node.input.iter().chain(&node.output).filter(|v| !v.is_empty()).cloned());
+    }
+    let index = Graph::new(graph);
+    let keep: Vec<bool> = graph
+        .initializer
+        .iter()
+        .map(|t| used.contains(t.name()) || index.is_observable(t.name()) || index.is_input(t.name()))
+        .collect();
+    let mut keep = keep.into_iter();
+    graph.initializer.retain(|_| keep.next().unwrap_or(true));
+    graph.value_info.retain(|v| used.contains(v.name()));
+    let has_bodies = graph.node.iter().flat_map(|n| &n.attribute).flat_map(subgraphs).next().is_some();
+    if !has_bodies {
+        graph.quantization_annotation.retain(|a| used.contains(a.tensor_name()));
+    }
+}
+
+/// A node of the default domain.
+pub fn node(op_type: &str, name: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
+    NodeProto {
+        op_type: Some(op_type.to_owned()),
+        name: Some(name.to_owned()),
+        input: inputs.iter().map(|&s| s.to_owned()).collect(),
+        output: outputs.iter().map(|&s| s.to_owned()).collect(),
+        ..NodeProto::default()
+    }
+}
+
+/// An integer attribute.
+pub fn int_attribute(name: &str, value: i64) -> crate::onnx::AttributeProto {
+    crate::onnx::AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(2),
+        i: Some(value),
+        ..Default::default()
+    }
+}
+
+/// A float attribute.
+pub fn float_attribute(name: &str, value: f32) -> crate::onnx::AttributeProto {
+    crate::onnx::AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(1),
+        f: Some(value),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,52 @@
+//! The Python extension `rustq._rustq`: the only files that know PyO3. Policy (defaults, names, checks) is in Python.
+
+mod calibration;
+mod kernels;
+mod model;
+mod quantize;
+
+use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::error::Error;
+
+pyo3::import_exception!(rustq.errors, ModelError);
+pyo3::import_exception!(rustq.errors, DataError);
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        match error {
+            // OSError picks FileNotFoundError, PermissionError, … by the number.
+            Error::Io { path, source } => match source.raw_os_error() {
+                Some(number) => PyOSError::new_err((number, describe(&source), path)),
+                None => PyOSError::new_err(message),
+            },
+            Error::NotOnnx { .. } | Error::Model(_) | Error::Tensor { .. } => ModelError::new_err(message),
+            Error::Data(_) => DataError::new_err(message),
+            Error::Argument(_) => PyValueError::new_err(message),
+        }
+    }
+}
+
+/// What the operating system says, without the number that Python prints itself.
+fn describe(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_owned()
+}
+
+/// The native part of rustq.
+#[pymodule(gil_used = true)]
+fn _rustq(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("MINIMUM_OPSET", crate::quantize::MINIMUM_OPSET)?;
+    module.add_class::<model::PyModel>()?;
+    module.add_class::<calibration::PyCalibration>()?;
+    module.add_function(wrap_pyfunction!(quantize::quantize_static, module)?)?;
+    module.add_function(wrap_pyfunction!(quantize::quantize_dynamic, module)?)?;
+    module.add_function(wrap_pyfunction!(kernels::quantize, module)?)?;
+    module.add_function(wrap_pyfunction!(kernels::dequantize, module)?)?;
+    module.add_function(wrap_pyfunction!(kernels::fake_quantize, module)?)?;
+    module.add_function(wrap_pyfunction!(kernels::min_max, module)?)?;
+    Ok(())
+}

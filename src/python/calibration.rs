@@ -1,0 +1,107 @@
+//! `Calibration`: filling observers from arrays, and asking them.
+
+use std::path::PathBuf;
+
+use numpy::PyReadonlyArrayDyn;
+use pyo3::exceptions::{PyKeyError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::calibration::Calibration;
+use crate::model::write_atomically;
+use crate::qparams::Scheme;
+use crate::ranges::{Method, range};
+
+/// What was seen of each activation.
+#[pyclass(name = "Calibration", module = "rustq._rustq")]
+#[derive(Clone)]
+pub(super) struct PyCalibration(pub Calibration);
+
+#[pymethods]
+impl PyCalibration {
+    #[new]
+    fn new() -> Self {
+        Self(Calibration::default())
+    }
+
+    /// Counts one inference: the values of each named tensor.
+    fn observe(
+        &mut self,
+        py: Python<'_>,
+        names: Vec<String>,
+        arrays: Vec<PyReadonlyArrayDyn<'_, f32>>,
+    ) -> PyResult<()> {
+        let slices: Vec<&[f32]> = arrays
+            .iter()
+            .map(|array| array.as_slice().map_err(|_| PyValueError::new_err("arrays must be contiguous")))
+            .collect::<PyResult<_>>()?;
+        let values: Vec<_> = names.iter().map(String::as_str).zip(slices).collect();
+        py.detach(|| self.0.observe_run(&values));
+        Ok(())
+    }
+
+    fn merge(&mut self, other: PyRef<'_, Self>) {
+        self.0.merge(&other.0);
+    }
+
+    #[getter]
+    fn runs(&self) -> u64 {
+        self.0.runs()
+    }
+
+    #[getter]
+    fn tensors(&self) -> Vec<String> {
+        self.0.tensors().map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// Fails when a tensor held NaN or infinity.
+    fn check_finite(&self) -> PyResult<()> {
+        Ok(self.0.check_finite()?)
+    }
+
+    /// The range that a method chooses for a tensor.
+    fn range(&self, tensor: &str, method: &str, percentile: f64, scheme: &str) -> PyResult<(f32, f32)> {
+        let observer = self.0.get(tensor).ok_or_else(|| PyKeyError::new_err(tensor.to_owned()))?;
+        let range = range(observer, parse_method(method, percentile)?, parse_scheme(scheme)?);
+        Ok((range.min, range.max))
+    }
+
+    fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.to_bytes())
+    }
+
+    /// Writes the file, wholly or not at all.
+    fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        Ok(py.detach(|| write_atomically(&path, &self.0.to_bytes()))?)
+    }
+
+    #[staticmethod]
+    fn from_bytes(data: &[u8]) -> PyResult<Self> {
+        Ok(Self(Calibration::from_bytes(data)?))
+    }
+
+    fn __eq__(&self, other: PyRef<'_, Self>) -> bool {
+        self.0 == other.0
+    }
+}
+
+/// The method of that name. `"auto"` is the project's choice by measurement.
+pub(super) fn parse_method(name: &str, percentile: f64) -> PyResult<Method> {
+    Ok(match name {
+        "auto" | "mse" => Method::Mse,
+        "minmax" => Method::MinMax,
+        "percentile" => Method::Percentile(percentile),
+        "entropy" => Method::Entropy,
+        "ifmr" => Method::Ifmr,
+        _ => return Err(PyValueError::new_err(format!("unknown method '{name}'"))),
+    })
+}
+
+/// The scheme of that name.
+pub(super) fn parse_scheme(name: &str) -> PyResult<Scheme> {
+    match name {
+        "asym" => Ok(Scheme::Asymmetric),
+        "sym" => Ok(Scheme::Symmetric),
+        _ => Err(PyValueError::new_err(format!("unknown scheme '{name}'; choose 'asym' or 'sym'"))),
+    }
+}

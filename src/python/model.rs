@@ -1,0 +1,175 @@
+//! `Model`: opening, looking at, folding and saving.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use crate::fold::fold;
+use crate::graph::NodeExt;
+use crate::model::Model;
+use crate::onnx::{TensorShapeDimension, ValueInfoProto};
+use crate::quantize::values_to_observe;
+
+/// An ONNX model. Immutable; every stage returns a new one.
+#[pyclass(name = "Model", module = "rustq._rustq", frozen)]
+#[derive(Clone)]
+pub(super) struct PyModel(pub Model);
+
+/// A dimension: a number, a name, or unknown.
+#[derive(IntoPyObject)]
+enum Dimension {
+    Value(i64),
+    Name(String),
+    Unknown(Option<i64>),
+}
+
+type Value = (String, i32, Option<Vec<Dimension>>);
+
+#[pymethods]
+impl PyModel {
+    /// Opens a file over mmap.
+    #[staticmethod]
+    fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        Ok(py.detach(|| Model::open(path)).map(Self)?)
+    }
+
+    /// Decodes a serialized model.
+    #[staticmethod]
+    fn from_bytes(data: &[u8]) -> PyResult<Self> {
+        Ok(Model::from_bytes(data.to_vec()).map(Self)?)
+    }
+
+    /// Serializes the model.
+    fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = py.detach(|| self.0.to_bytes())?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// Writes the file, wholly or not at all.
+    fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        Ok(py.detach(|| self.0.save(path))?)
+    }
+
+    /// Folds; returns the new model and what was done.
+    fn fold<'py>(&self, py: Python<'py>) -> PyResult<(Self, Vec<Bound<'py, PyDict>>)> {
+        let (model, records) = py.detach(|| fold(&self.0))?;
+        let records = records.into_iter().map(|record| {
+            let dict = PyDict::new(py);
+            dict.set_item("node", record.node)?;
+            dict.set_item("op_type", record.op_type)?;
+            dict.set_item("rule", record.rule)?;
+            dict.set_item("declined", record.declined)?;
+            Ok(dict)
+        });
+        Ok((Self(model), records.collect::<PyResult<_>>()?))
+    }
+
+    /// Names of the values that calibration has to observe.
+    fn values_to_observe(&self) -> Vec<String> {
+        values_to_observe(&self.0)
+    }
+
+    /// The model with only these values as outputs, their types left for the runtime to infer.
+    fn with_outputs(&self, names: Vec<String>) -> PyResult<Self> {
+        let mut proto = self.0.clone().into_proto();
+        let graph = proto.graph.get_or_insert_default();
+        let value = |name| ValueInfoProto { name: Some(name), ..Default::default() };
+        graph.output = names.into_iter().map(value).collect();
+        Ok(Self(Model::from_proto(proto)?))
+    }
+
+    /// The model with the metadata, documentation and producer of `other`, which a conversion may have dropped.
+    fn with_metadata_of(&self, other: &Self) -> PyResult<Self> {
+        let mut proto = self.0.clone().into_proto();
+        let other = other.0.proto();
+        proto.metadata_props.clone_from(&other.metadata_props);
+        proto.doc_string.clone_from(&other.doc_string);
+        proto.producer_name.clone_from(&other.producer_name);
+        proto.producer_version.clone_from(&other.producer_version);
+        proto.domain.clone_from(&other.domain);
+        proto.model_version = other.model_version;
+        Ok(Self(Model::from_proto(proto)?))
+    }
+
+    /// Inputs that a caller feeds: name, element type, shape.
+    #[getter]
+    fn inputs(&self) -> Vec<Value> {
+        let graph = self.0.graph();
+        let fed = |input: &&ValueInfoProto| !graph.initializer.iter().any(|t| t.name() == input.name());
+        graph.input.iter().filter(fed).map(describe).collect()
+    }
+
+    /// Outputs: name, element type, shape.
+    #[getter]
+    fn outputs(&self) -> Vec<Value> {
+        self.0.graph().output.iter().map(describe).collect()
+    }
+
+    #[getter]
+    fn opset(&self) -> Option<i64> {
+        self.0.opset()
+    }
+
+    #[getter]
+    fn ir_version(&self) -> i64 {
+        self.0.proto().ir_version()
+    }
+
+    #[getter]
+    fn producer(&self) -> &str {
+        self.0.proto().producer_name()
+    }
+
+    /// Every node of the main graph: its name, or its first output where it has none, and its operator.
+    #[getter]
+    fn nodes(&self) -> Vec<(String, String)> {
+        let nodes = &self.0.graph().node;
+        nodes.iter().map(|node| (node.label().to_owned(), node.op_type().to_owned())).collect()
+    }
+
+    #[getter]
+    fn op_counts(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for node in &self.0.graph().node {
+            *counts.entry(node.op_type().to_owned()).or_default() += 1;
+        }
+        counts
+    }
+
+    #[getter]
+    fn weight_bytes(&self) -> usize {
+        self.0.weight_bytes()
+    }
+
+    #[getter]
+    fn byte_size(&self) -> usize {
+        prost::Message::encoded_len(self.0.proto())
+    }
+
+    #[getter]
+    fn undeclared_bytes(&self) -> usize {
+        self.0.undeclared_bytes()
+    }
+
+    fn __eq__(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+fn describe(value: &ValueInfoProto) -> Value {
+    let tensor = value.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
+    let shape = tensor.and_then(|t| t.shape.as_ref());
+    let dimension = |d: &TensorShapeDimension| match (d.dim_value, &d.dim_param) {
+        // Exporters also write a negative number for "any".
+        (Some(value), _) if value >= 0 => Dimension::Value(value),
+        (_, Some(name)) if !name.is_empty() => Dimension::Name(name.clone()),
+        _ => Dimension::Unknown(None),
+    };
+    (
+        value.name().to_owned(),
+        tensor.map_or(0, |t| t.elem_type()),
+        shape.map(|s| s.dim.iter().map(dimension).collect()),
+    )
+}

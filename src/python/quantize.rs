@@ -1,0 +1,96 @@
+//! `quantize_static`: options in, model and records out.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::calibration::{PyCalibration, parse_method, parse_scheme};
+use super::model::PyModel;
+use crate::qparams::{Dtype, QuantParams};
+use crate::quantize::{self, LayerRecord, Options, Quantized, TensorRecord};
+
+/// The model, a record for each layer, and notes.
+type Outcome<'py> = (PyModel, Vec<Bound<'py, PyDict>>, Vec<String>);
+
+/// Quantizes a folded model by what calibration saw.
+#[pyfunction]
+#[pyo3(signature = (model, calibration, *, scheme, method, percentile, per_channel, exclude))]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn quantize_static<'py>(
+    py: Python<'py>,
+    model: PyRef<'py, PyModel>,
+    calibration: PyRef<'py, PyCalibration>,
+    scheme: &str,
+    method: &str,
+    percentile: f64,
+    per_channel: bool,
+    exclude: Vec<String>,
+) -> PyResult<Outcome<'py>> {
+    let options = Options {
+        scheme: parse_scheme(scheme)?,
+        method: parse_method(method, percentile)?,
+        per_channel,
+        exclude: exclude.into_iter().collect(),
+    };
+    let (model, calibration) = (&model.0, &calibration.0);
+    let done = py.detach(|| quantize::quantize_static(model, calibration, &options))?;
+    outcome(py, done)
+}
+
+/// Quantizes the weights of a folded model; activations follow at run time.
+#[pyfunction]
+#[pyo3(signature = (model, *, per_channel, exclude))]
+pub(super) fn quantize_dynamic<'py>(
+    py: Python<'py>,
+    model: PyRef<'py, PyModel>,
+    per_channel: bool,
+    exclude: Vec<String>,
+) -> PyResult<Outcome<'py>> {
+    let (model, exclude) = (&model.0, exclude.into_iter().collect());
+    let done = py.detach(|| quantize::quantize_dynamic(model, per_channel, &exclude))?;
+    outcome(py, done)
+}
+
+fn outcome(py: Python<'_>, done: Quantized) -> PyResult<Outcome<'_>> {
+    let layers = done.layers.iter().map(|layer| layer_dict(py, layer)).collect::<PyResult<_>>()?;
+    Ok((PyModel(done.model), layers, done.notes))
+}
+
+fn layer_dict<'py>(py: Python<'py>, layer: &LayerRecord) -> PyResult<Bound<'py, PyDict>> {
+    let tensors = |records: &[TensorRecord]| -> PyResult<Vec<_>> {
+        let quantized = records.iter().filter_map(|record| Some((record, record.params.as_ref()?)));
+        quantized.map(|(record, params)| tensor_dict(py, record, params)).collect()
+    };
+    let sqnr = layer.inputs.iter().chain(&layer.outputs).filter_map(|t| t.sqnr_db);
+    let dict = PyDict::new(py);
+    dict.set_item("name", &layer.name)?;
+    dict.set_item("op_type", &layer.op_type)?;
+    dict.set_item("quantized", layer.quantized)?;
+    dict.set_item("reason", &layer.reason)?;
+    dict.set_item("macs", layer.macs.map(|macs| macs.round() as u64))?;
+    dict.set_item("weight_sqnr_db", layer.weight_sqnr_db)?;
+    dict.set_item("activation_sqnr_db", sqnr.min_by(f64::total_cmp))?;
+    dict.set_item("inputs", tensors(&layer.inputs)?)?;
+    dict.set_item("outputs", tensors(&layer.outputs)?)?;
+    Ok(dict)
+}
+
+fn tensor_dict<'py>(
+    py: Python<'py>,
+    record: &TensorRecord,
+    params: &QuantParams,
+) -> PyResult<Bound<'py, PyDict>> {
+    let covered = params.covers(0);
+    let dict = PyDict::new(py);
+    dict.set_item("name", &record.name)?;
+    dict.set_item("range", (covered.min, covered.max))?;
+    dict.set_item("scale", &params.scale)?;
+    dict.set_item("zero_point", &params.zero_point)?;
+    dict.set_item("axis", params.axis)?;
+    let dtype = match params.dtype {
+        Dtype::Int8 => "int8",
+        Dtype::Uint8 => "uint8",
+        Dtype::Int32 => "int32",
+    };
+    dict.set_item("dtype", dtype)?;
+    Ok(dict)
+}

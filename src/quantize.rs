@@ -1,0 +1,248 @@
+//! From a float model and what calibration saw, to an int8 model.
+//!
+//! 1. [`sites`]: which operators have an integer kernel.
+//! 2. [`sensitivity`]: which of them would lose too much.
+//! 3. [`plan`]: which are worth it, as a minimum cut over their [`cost`].
+//! 4. [`scales`] and [`weights`]: the parameters.
+//! 5. [`emit`]: the QuantizeLinear/DequantizeLinear pairs.
+
+mod cost;
+mod dynamic;
+mod emit;
+mod plan;
+mod scales;
+mod sensitivity;
+mod sites;
+mod weights;
+
+use std::collections::HashSet;
+
+use crate::calibration::Calibration;
+use crate::error::{Error, Result};
+use crate::graph::{Graph, NodeExt, NodeId};
+use crate::model::Model;
+use crate::patch::apply;
+use crate::qparams::{QuantParams, Scheme};
+use crate::ranges::Method;
+pub use dynamic::quantize_dynamic;
+use sites::Sites;
+
+/// First operator set with per-channel QuantizeLinear/DequantizeLinear.
+pub const MINIMUM_OPSET: i64 = 13;
+
+/// How to quantize.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Of the activations.
+    pub scheme: Scheme,
+    /// How the range of an activation is chosen.
+    pub method: Method,
+    /// A weight scale for each output channel, or one for the tensor.
+    pub per_channel: bool,
+    /// Nodes that stay float, by [label](NodeExt::label).
+    pub exclude: HashSet<String>,
+}
+
+/// What became of one operator.
+#[derive(Debug, Clone)]
+pub struct LayerRecord {
+    /// Its [label](NodeExt::label).
+    pub name: String,
+    /// Its operator.
+    pub op_type: String,
+    /// Whether it runs on integers.
+    pub quantized: bool,
+    /// Why not; empty when it does.
+    pub reason: String,
+    /// Multiply-accumulates in one inference, where known.
+    pub macs: Option<f64>,
+    /// Signal to noise ratio of its weights, in dB.
+    pub weight_sqnr_db: Option<f64>,
+    /// What it reads.
+    pub inputs: Vec<TensorRecord>,
+    /// What it makes.
+    pub outputs: Vec<TensorRecord>,
+}
+
+/// How one activation is quantized.
+#[derive(Debug, Clone)]
+pub struct TensorRecord {
+    /// Its name.
+    pub name: String,
+    /// Smallest and largest value seen.
+    pub observed: Option<(f32, f32)>,
+    /// Parameters, `None` if it stays float.
+    pub params: Option<QuantParams>,
+    /// Signal to noise ratio, in dB.
+    pub sqnr_db: Option<f64>,
+}
+
+/// A quantized model and how it came about.
+#[derive(Debug, Clone)]
+pub struct Quantized {
+    /// The model.
+    pub model: Model,
+    /// One record for each operator that has an integer kernel or weights.
+    pub layers: Vec<LayerRecord>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// The values that calibration has to observe before `model`, already folded, can be quantized.
+pub fn values_to_observe(model: &Model) -> Vec<String> {
+    let graph = Graph::new(model.graph());
+    Sites::find(&graph).values().into_iter().map(str::to_owned).collect()
+}
+
+/// Quantizes weights and activations of a folded model.
+///
+/// # Errors
+/// [`Error::Model`] for an operator set without QuantizeLinear per channel, [`Error::Tensor`] for weights that are not
+/// finite, [`Error::Data`] for a calibration with values that are not finite.
+pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Options) -> Result<Quantized> {
+    check_opset(model)?;
+    calibration.check_finite()?;
+    let graph = Graph::new(model.graph());
+    let sites = Sites::find(&graph);
+    let mut float = forced_float(&graph, &sites, calibration, options);
+    let candidates: Vec<bool> = (0..sites.all.len()).map(|i| !float.contains_key(&i)).collect();
+    let everything = scales::activations(&sites, &candidates, calibration, options.method, options.scheme);
+    for (site, reason) in sensitivity::too_lossy(&sites, &candidates, &everything, calibration) {
+        float.entry(site).or_insert(reason);
+    }
+    let must_float: HashSet<usize> = float.keys().copied().collect();
+    let int8 = plan::cheapest(&graph, &sites, &must_float, |value| calibration.elements(value));
+    let activations = scales::activations(&sites, &int8, calibration, options.method, options.scheme);
+    let plan = emit::Plan {
+        graph: &graph,
+        sites: &sites,
+        int8: &int8,
+        activations: &activations,
+        scheme: options.scheme,
+        per_channel: options.per_channel,
+    };
+    let emitted = emit::emit(&plan)?;
+    let report = Reporter { graph: &graph, sites: &sites, calibration, activations: &activations };
+    let mut layers = Vec::new();
+    for (i, site) in sites.all.iter().enumerate() {
+        let reason = match float.get(&i) {
+            _ if int8[i] => String::new(),
+            Some(reason) => reason.clone(),
+            None => "int8 would be slower here than float".to_owned(),
+        };
+        let sqnr = emitted.weights.get(&site.id).map(|w| w.sqnr_db);
+        layers.push((site.id, report.layer(i, int8[i], reason, sqnr)));
+    }
+    layers.extend(sites.rejected.iter().map(|(id, reason)| (*id, report.rejected(*id, reason))));
+    layers.sort_by_key(|(id, _)| *id);
+    let layers = layers.into_iter().map(|(_, layer)| layer).collect();
+    let notes = notes(&graph, calibration, &emitted);
+    Ok(Quantized { model: apply(model, emitted.patch)?, layers, notes })
+}
+
+fn check_opset(model: &Model) -> Result<()> {
+    match model.opset() {
+        Some(opset) if opset >= MINIMUM_OPSET => Ok(()),
+        opset => Err(Error::Model(format!(
+            "operator set {} has no per-channel DequantizeLinear; {MINIMUM_OPSET} or later is needed",
+            opset.map_or("?".to_owned(), |o| o.to_string())
+        ))),
+    }
+}
+
+/// Sites that must stay float whatever they cost, with the reason.
+fn forced_float(
+    graph: &Graph,
+    sites: &Sites,
+    calibration: &Calibration,
+    options: &Options,
+) -> std::collections::BTreeMap<usize, String> {
+    let excluded = |id: NodeId| options.exclude.contains(graph.node(id).label());
+    let unseen = |value: &&&str| calibration.get(value).is_none_or(|o| o.count() == 0);
+    let mut float = std::collections::BTreeMap::new();
+    for (i, site) in sites.all.iter().enumerate() {
+        if excluded(site.id) {
+            float.insert(i, "excluded by the configuration".to_owned());
+        } else if let Some(value) = site.inputs.iter().chain(&site.outputs).find(unseen) {
+            float.insert(i, format!("'{value}' is not a float32 tensor that calibration saw"));
+        }
+    }
+    float
+}
+
+/// What the user should know about the data and the weights.
+fn notes(graph: &Graph, calibration: &Calibration, emitted: &emit::Emitted) -> Vec<String> {
+    let mut notes = Vec::new();
+    for (name, observer) in calibration.tensors() {
+        if let Some(range) = observer.range().filter(|r| r.min == r.max) {
+            notes.push(format!("tensor '{name}' was always {} on the calibration data", range.min));
+        }
+    }
+    let mut dead: Vec<_> = emitted.weights.iter().filter(|(_, w)| w.dead_channels > 0).collect();
+    dead.sort_by_key(|(id, _)| **id);
+    for (&id, weights) in dead {
+        notes.push(format!(
+            "{} channels of '{}' have only zero weights",
+            weights.dead_channels,
+            graph.node(id).label()
+        ));
+    }
+    notes
+}
+
+/// Makes the records of the report.
+struct Reporter<'p, 'm> {
+    graph: &'p Graph<'m>,
+    sites: &'p Sites<'m>,
+    calibration: &'p Calibration,
+    activations: &'p std::collections::HashMap<&'m str, QuantParams>,
+}
+
+impl Reporter<'_, '_> {
+    fn layer(
+        &self,
+        site: usize,
+        quantized: bool,
+        reason: String,
+        weight_sqnr_db: Option<f64>,
+    ) -> LayerRecord {
+        let site = &self.sites.all[site];
+        let node = self.graph.node(site.id);
+        let tensors = |values: &[&str]| values.iter().map(|value| self.tensor(value, quantized)).collect();
+        LayerRecord {
+            name: node.label().to_owned(),
+            op_type: node.op_type().to_owned(),
+            quantized,
+            reason,
+            macs: Some(cost::multiplications(self.graph, site, |value| self.calibration.elements(value)).0),
+            weight_sqnr_db,
+            inputs: tensors(&site.inputs),
+            outputs: tensors(&site.outputs),
+        }
+    }
+
+    fn rejected(&self, id: NodeId, reason: &str) -> LayerRecord {
+        let node = self.graph.node(id);
+        LayerRecord {
+            name: node.label().to_owned(),
+            op_type: node.op_type().to_owned(),
+            quantized: false,
+            reason: reason.to_owned(),
+            macs: None,
+            weight_sqnr_db: None,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+        }
+    }
+
+    fn tensor(&self, value: &str, quantized: bool) -> TensorRecord {
+        let observer = self.calibration.get(value);
+        let params = self.activations.get(value).filter(|_| quantized);
+        TensorRecord {
+            name: value.to_owned(),
+            observed: observer.and_then(|o| o.range()).map(|r| (r.min, r.max)),
+            params: params.cloned(),
+            sqnr_db: observer.zip(params).map(|(o, p)| sensitivity::sqnr_db(o, p)),
+        }
+    }
+}

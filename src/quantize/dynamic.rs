@@ -1,0 +1,147 @@
+//! Dynamic quantization: int8 weights now, uint8 activations when the model runs.
+//!
+//! `X · W` becomes `DynamicQuantizeLinear` → `MatMulInteger` → `Cast` → `Mul` by s_x · s_w\[c\], the form that ONNX
+//! Runtime fuses into one kernel. Convolutions stay float: without a range known in advance their sums cannot be
+//! requantized in the kernel, and the integer convolution that returns int32 is slower than the float one.
+
+use std::collections::{HashMap, HashSet};
+
+use super::weights::{self, QuantizedWeights};
+use super::{LayerRecord, Quantized, check_opset};
+use crate::error::Result;
+use crate::graph::{Graph, NodeExt, NodeId};
+use crate::model::Model;
+use crate::onnx::NodeProto;
+use crate::ops::{Role, op};
+use crate::patch::{Patch, apply, int_attribute, node};
+use crate::tensor::{DataType, tensor};
+
+/// Quantizes the weights of a folded model and lets its activations be quantized at run time.
+///
+/// # Errors
+/// As [`super::quantize_static`].
+pub fn quantize_dynamic(model: &Model, per_channel: bool, exclude: &HashSet<String>) -> Result<Quantized> {
+    check_opset(model)?;
+    let graph = Graph::new(model.graph());
+    let mut writer = Writer { graph: &graph, patch: Patch::default(), inputs: HashMap::new() };
+    let mut layers = Vec::new();
+    for (id, node) in graph.nodes().iter().enumerate() {
+        let Some(verdict) = verdict(&graph, id, exclude) else { continue };
+        let weight_sqnr_db = match &verdict {
+            Ok(()) => Some(writer.product(id, per_channel)?),
+            Err(_) => None,
+        };
+        layers.push(LayerRecord {
+            name: node.label().to_owned(),
+            op_type: node.op_type().to_owned(),
+            quantized: verdict.is_ok(),
+            reason: verdict.err().unwrap_or_default(),
+            macs: None,
+            weight_sqnr_db,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+        });
+    }
+    Ok(Quantized { model: apply(model, writer.patch)?, layers, notes: Vec::new() })
+}
+
+/// Whether an operator with weights is quantized, or why not; `None` for any other operator.
+fn verdict(graph: &Graph, id: NodeId, exclude: &HashSet<String>) -> Option<Result<(), String>> {
+    const FLOAT: &[(&str, &str)] = &[
+        (
+            "Conv",
+            "a convolution with ranges found at run time is slower in int8 than in float; give calibration data",
+        ),
+        ("ConvTranspose", "there is no int8 kernel for it"),
+        ("LSTM", "there is no int8 kernel for it in the standard operators"),
+        ("GRU", "there is no int8 kernel for it in the standard operators"),
+    ];
+    let node = graph.node(id);
+    if let Some((_, reason)) = FLOAT.iter().find(|(op_type, _)| node.is(op_type)) {
+        return Some(Err((*reason).to_owned()));
+    }
+    if !node.is("MatMul") && !node.is("Gemm") {
+        return None;
+    }
+    Some(match op(graph, id) {
+        _ if exclude.contains(node.label()) => Err("excluded by the configuration".to_owned()),
+        Some(op) if op.role == Role::Linear => super::sites::constant_weights(graph, id, 1),
+        _ => Err("its attributes are not among those of the int8 kernel".to_owned()),
+    })
+}
+
+/// Names of the quantized activation, its scale and its zero point.
+#[derive(Clone)]
+struct DynamicInput([String; 3]);
+
+struct Writer<'g, 'm> {
+    graph: &'g Graph<'m>,
+    patch: Patch,
+    /// Quantized activations that are already written, by name.
+    inputs: HashMap<&'m str, DynamicInput>,
+}
+
+impl<'m> Writer<'_, 'm> {
+    /// Rewrites one product; returns the signal to noise ratio of its weights in dB.
+    fn product(&mut self, id: NodeId, per_channel: bool) -> Result<f64> {
+        let original = self.graph.node(id);
+        let mut nodes = Vec::new();
+        let DynamicInput([x, x_scale, x_zero]) = self.input(&original.input[0], &mut nodes);
+        let quantized = weights::quantize_alone(self.graph, id, per_channel)?;
+        let (w, w_scale) = self.weight(id, &quantized);
+        let output = original.output[0].as_str();
+        let part = |name: &str| format!("{output}_{name}");
+        let bias = original.input_at(2);
+        let product = if bias.is_some() { part("product") } else { output.to_owned() };
+        nodes.push(node("MatMulInteger", original.label(), &[&x, &w, &x_zero], &[&part("integers")]));
+        let mut cast = node("Cast", &part("cast"), &[&part("integers")], &[&part("cast")]);
+        cast.attribute.push(int_attribute("to", DataType::Float as i64));
+        nodes.push(cast);
+        nodes.push(node("Mul", &part("scale"), &[&x_scale, &w_scale], &[&part("scale")]));
+        nodes.push(node("Mul", &part("product"), &[&part("cast"), &part("scale")], &[&product]));
+        if let Some(bias) = bias {
+            nodes.push(node("Add", &part("bias"), &[&product, bias], &[output]));
+        }
+        self.patch.replace(id, nodes);
+        Ok(quantized.sqnr_db)
+    }
+
+    /// The quantization of an activation, written before its first reader.
+    fn input(&mut self, value: &'m str, nodes: &mut Vec<NodeProto>) -> DynamicInput {
+        if let Some(input) = self.inputs.get(value) {
+            return input.clone();
+        }
+        let input = DynamicInput(["quantized", "scale", "zero_point"].map(|part| format!("{value}_{part}")));
+        let names = input.0.each_ref().map(String::as_str);
+        nodes.push(node(
+            "DynamicQuantizeLinear",
+            &format!("{value}_DynamicQuantizeLinear"),
+            &[value],
+            &names,
+        ));
+        self.inputs.insert(value, input.clone());
+        input
+    }
+
+    /// The weights as initializers, in \[K, N\] order, and their scale.
+    fn weight(&mut self, id: NodeId, quantized: &QuantizedWeights) -> (String, String) {
+        let original = self.graph.node(id);
+        let base = &original.input[1];
+        let transposed = original.int("transB", 0) != 0;
+        let suffix = if transposed { "_transposed" } else { "" };
+        let (name, scale_name) = (format!("{base}_quantized{suffix}"), format!("{base}_scale"));
+        let [rows, columns] = [quantized.dims[0], quantized.dims[1]];
+        let tensor_ = if transposed {
+            let at = |i: usize| quantized.values[(i % rows) * columns + i / rows];
+            let values: Vec<i8> = (0..rows * columns).map(at).collect();
+            tensor(&name, &[columns, rows], &values)
+        } else {
+            tensor(&name, &[rows, columns], &quantized.values)
+        };
+        self.patch.initializer(tensor_);
+        let scale = &quantized.params.scale;
+        let dims = quantized.params.axis.map(|_| scale.len());
+        self.patch.initializer(tensor(&scale_name, dims.as_slice(), scale));
+        (name, scale_name)
+    }
+}

@@ -1,0 +1,193 @@
+//! Weights and biases on the integer grid.
+//!
+//! Weights: symmetric int8, s_w\[c\] = absmax\[c\] / 127 per output channel c. Bias: int32 with the scale
+//! s_x · s_w\[c\] and zero point 0, so that the kernel adds it to its int32 sums as it is
+//! (Jacob et al. 2018, equation 11).
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::graph::{Graph, NodeExt, NodeId};
+use crate::kernels;
+use crate::onnx::TensorProto;
+use crate::qparams::QuantParams;
+use crate::tensor::{floats, shape};
+
+/// Largest magnitude a bias may have as an integer: half of the int32 range, so that the sums it is added to keep the
+/// other half.
+const BIAS_LIMIT: f64 = (1_i64 << 30) as f64;
+
+/// Integer magnitude that the bias of a channel without weights is given.
+const DEAD_CHANNEL_BIAS: f64 = (1_i64 << 24) as f64;
+
+/// Weights of one operator as integers, and its bias if it has one.
+pub(crate) struct QuantizedWeights {
+    /// In the shape of the original.
+    pub values: Vec<i8>,
+    pub dims: Vec<usize>,
+    pub params: QuantParams,
+    /// Integers and scale per channel.
+    pub bias: Option<(Vec<i32>, Vec<f32>)>,
+    /// Signal to noise of the rounding, in dB.
+    pub sqnr_db: f64,
+    /// Channels whose weights are all zero.
+    pub dead_channels: usize,
+}
+
+/// Quantizes the weights of node `id`, whose input has the scale `input_scale`.
+///
+/// # Errors
+/// [`Error::Tensor`] when weights or bias are not finite, or do not fit together.
+pub(crate) fn quantize(
+    graph: &Graph,
+    id: NodeId,
+    input_scale: f32,
+    per_channel: bool,
+) -> Result<QuantizedWeights> {
+    let bias = graph.node(id).input_at(2).and_then(|name| graph.constant(name)).map(finite).transpose()?;
+    let grid_bias = bias.as_deref().map(|bias| (bias, input_scale));
+    let (mut weights, scale) =
+        on_grid(weight_of(graph, id)?, channel_axis(graph, id), grid_bias, per_channel)?;
+    weights.bias = bias.map(|bias| quantize_bias(&bias, input_scale, &scale));
+    Ok(weights)
+}
+
+fn weight_of<'m>(graph: &Graph<'m>, id: NodeId) -> Result<&'m TensorProto> {
+    let node = graph.node(id);
+    let weight = node.input_at(1).and_then(|name| graph.constant(name));
+    weight.ok_or_else(|| Error::Model(format!("'{}' has no constant weights", node.label())))
+}
+
+/// The weights as integers, leaving room for a bias on an input of the given scale, and a scale for every channel.
+fn on_grid(
+    weight: &TensorProto,
+    axis: usize,
+    bias: Option<(&[f32], f32)>,
+    per_channel: bool,
+) -> Result<(QuantizedWeights, Vec<f32>)> {
+    let (values, dims) = (finite(weight)?, shape(weight)?);
+    let channels = Channels::new(&dims, axis);
+    let mut abs_max = channels.abs_max(&values);
+    let dead_channels = abs_max.iter().filter(|&&m| m == 0.0).count();
+    if let Some((bias, input_scale)) = bias {
+        if bias.len() != channels.count {
+            let reason = format!("{} channels, but {} bias values", channels.count, bias.len());
+            return Err(Error::tensor(weight.name(), reason));
+        }
+        leave_room_for_bias(&mut abs_max, bias, input_scale);
+    }
+    if !per_channel {
+        let all = abs_max.iter().fold(0.0, |a: f32, &b| a.max(b));
+        abs_max.fill(all);
+    }
+    let mut params = QuantParams::per_channel(&abs_max, axis);
+    let scale = params.scale.clone();
+    let (quantized, noise) = channels.quantize(&values, &scale);
+    let power: f64 = values.iter().map(|&v| f64::from(v).powi(2)).sum();
+    if !per_channel {
+        params = QuantParams { scale: scale[..1].to_vec(), zero_point: vec![0], axis: None, ..params };
+    }
+    let sqnr_db = 10.0 * (power / noise).log10();
+    Ok((QuantizedWeights { values: quantized, dims, params, bias: None, sqnr_db, dead_channels }, scale))
+}
+
+/// Quantizes the weights of node `id` and leaves its bias as it is.
+///
+/// # Errors
+/// [`Error::Tensor`] when weights are not finite.
+pub(crate) fn quantize_alone(graph: &Graph, id: NodeId, per_channel: bool) -> Result<QuantizedWeights> {
+    Ok(on_grid(weight_of(graph, id)?, channel_axis(graph, id), None, per_channel)?.0)
+}
+
+/// Axis of the output channels in the weights.
+pub(crate) fn channel_axis(graph: &Graph, id: NodeId) -> usize {
+    let node = graph.node(id);
+    match node.op_type() {
+        "Gemm" if node.int("transB", 0) == 0 => 1,
+        "MatMul" => 1,
+        _ => 0,
+    }
+}
+
+/// Rounds a bias to the grid s_x · s_w\[c\]; returns the integers and that scale.
+pub(crate) fn quantize_bias(bias: &[f32], input_scale: f32, weight_scale: &[f32]) -> (Vec<i32>, Vec<f32>) {
+    let scale: Vec<f32> = weight_scale.iter().map(|&s| input_scale * s).collect();
+    let round = |(&b, &s): (&f32, &f32)| (f64::from(b) / f64::from(s)).round_ties_even() as i32;
+    (bias.iter().zip(&scale).map(round).collect(), scale)
+}
+
+/// Raises the scale of a channel whose bias would not fit into int32, or which has nothing but a bias.
+fn leave_room_for_bias(abs_max: &mut [f32], bias: &[f32], input_scale: f32) {
+    let least = |&b: &f32, limit: f64| (127.0 * f64::from(b.abs()) / (f64::from(input_scale) * limit)) as f32;
+    for (m, b) in abs_max.iter_mut().zip(bias) {
+        *m = m.max(least(b, if *m == 0.0 { DEAD_CHANNEL_BIAS } else { BIAS_LIMIT }));
+    }
+}
+
+fn finite(tensor: &TensorProto) -> Result<Vec<f32>> {
+    let values = floats(tensor)?;
+    match values.iter().position(|v| !v.is_finite()) {
+        Some(at) => Err(Error::tensor(
+            tensor.name(),
+            format!("element {at} is {}; weights must be finite", values[at]),
+        )),
+        None => Ok(values),
+    }
+}
+
+/// How the channels lie in a weight tensor: `outer` blocks of `count` rows of `inner` values.
+struct Channels {
+    count: usize,
+    inner: usize,
+}
+
+impl Channels {
+    fn new(dims: &[usize], axis: usize) -> Self {
+        Self { count: dims[axis], inner: dims[axis + 1..].iter().product() }
+    }
+
+    fn abs_max(&self, values: &[f32]) -> Vec<f32> {
+        let mut abs_max = vec![0_f32; self.count];
+        if self.inner == 1 {
+            for row in values.chunks_exact(self.count.max(1)) {
+                for (m, &v) in abs_max.iter_mut().zip(row) {
+                    let v = v.abs();
+                    *m = if v > *m { v } else { *m };
+                }
+            }
+        } else {
+            for (i, row) in values.chunks_exact(self.inner.max(1)).enumerate() {
+                let m = &mut abs_max[i % self.count];
+                *m = m.max(kernels::abs_max(row));
+            }
+        }
+        abs_max
+    }
+
+    /// The integers, and the sum of the squared errors.
+    fn quantize(&self, values: &[f32], scale: &[f32]) -> (Vec<i8>, f64) {
+        let mut quantized = vec![0_i8; values.len()];
+        let row = self.inner.max(1);
+        let noise = if row == 1 {
+            let rows = quantized.par_chunks_mut(self.count.max(1)).zip(values.par_chunks(self.count.max(1)));
+            rows.map(|(out, x)| x.iter().zip(scale).zip(out).map(|((&x, &s), q)| round(x, s, q)).sum::<f64>())
+                .sum()
+        } else {
+            let rows = quantized.par_chunks_mut(row).zip(values.par_chunks(row)).enumerate();
+            rows.map(|(i, (out, x))| {
+                let scale = scale[i % self.count];
+                kernels::quantize_clamped(x, scale, 0, -127, 127, out);
+                kernels::quantization_error(x, scale, 0, -127, 127)
+            })
+            .sum()
+        };
+        (quantized, noise)
+    }
+}
+
+/// Rounds one value and returns its squared error.
+fn round(x: f32, scale: f32, q: &mut i8) -> f64 {
+    let rounded = (x / scale).round_ties_even().clamp(-127.0, 127.0);
+    *q = rounded as i8;
+    f64::from(x - rounded * scale).powi(2)
+}

@@ -1,0 +1,240 @@
+//! `TensorProto` ⇄ typed values, with every length checked against the dimensions before anything is allocated.
+
+use bytes::Bytes;
+use half::{bf16, f16};
+
+use crate::error::{Error, Result};
+use crate::onnx::TensorProto;
+
+/// `TensorProto.DataType`, the types this crate computes with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+#[allow(missing_docs)]
+pub enum DataType {
+    Float = 1,
+    Uint8 = 2,
+    Int8 = 3,
+    Int32 = 6,
+    Int64 = 7,
+    Float16 = 10,
+    Double = 11,
+    Bfloat16 = 16,
+}
+
+/// Number of elements of `tensor`.
+///
+/// # Errors
+/// [`Error::Tensor`] for a negative dimension or a product that overflows.
+pub fn element_count(tensor: &TensorProto) -> Result<usize> {
+    tensor
+        .dims
+        .iter()
+        .try_fold(1_usize, |n, &d| usize::try_from(d).ok().and_then(|d| n.checked_mul(d)))
+        .ok_or_else(|| Error::tensor(tensor.name(), format!("impossible shape {:?}", tensor.dims)))
+}
+
+/// Dimensions as sizes.
+///
+/// # Errors
+/// [`Error::Tensor`] for a negative dimension.
+pub fn shape(tensor: &TensorProto) -> Result<Vec<usize>> {
+    element_count(tensor)?;
+    Ok(tensor.dims.iter().map(|&d| usize::try_from(d).expect("checked by element_count")).collect())
+}
+
+/// Whether [`floats`] can read the tensor.
+pub fn is_float(tensor: &TensorProto) -> bool {
+    use DataType::{Bfloat16, Double, Float, Float16};
+    [Float, Float16, Bfloat16, Double].iter().any(|&t| tensor.data_type() == t as i32)
+}
+
+/// Values of a float32, float16, bfloat16 or float64 tensor, as float32.
+///
+/// # Errors
+/// [`Error::Tensor`] for another type, or when the data does not fill the shape.
+pub fn floats(tensor: &TensorProto) -> Result<Vec<f32>> {
+    let typed = |data_type| tensor.data_type() == data_type as i32;
+    if typed(DataType::Float) {
+        values(tensor, &tensor.float_data, f32::from_le_bytes, |&v| v)
+    } else if typed(DataType::Double) {
+        values(tensor, &tensor.double_data, |b| f64::from_le_bytes(b) as f32, |&v| v as f32)
+    } else if typed(DataType::Float16) {
+        values(
+            tensor,
+            &tensor.int32_data,
+            |b| f16::from_le_bytes(b).to_f32(),
+            |&v| f16::from_bits(v as u16).to_f32(),
+        )
+    } else if typed(DataType::Bfloat16) {
+        values(
+            tensor,
+            &tensor.int32_data,
+            |b| bf16::from_le_bytes(b).to_f32(),
+            |&v| bf16::from_bits(v as u16).to_f32(),
+        )
+    } else {
+        Err(Error::tensor(
+            tensor.name(),
+            format!("expected floating-point values, found data type {}", tensor.data_type()),
+        ))
+    }
+}
+
+/// Values of an int64 or int32 tensor.
+///
+/// # Errors
+/// [`Error::Tensor`] for another type, or when the data does not fill the shape.
+pub fn integers(tensor: &TensorProto) -> Result<Vec<i64>> {
+    if tensor.data_type() == DataType::Int64 as i32 {
+        values(tensor, &tensor.int64_data, i64::from_le_bytes, |&v| v)
+    } else if tensor.data_type() == DataType::Int32 as i32 {
+        values(tensor, &tensor.int32_data, |b| i32::from_le_bytes(b).into(), |&v| v.into())
+    } else {
+        Err(Error::tensor(
+            tensor.name(),
+            format!("expected int64 or int32 values, found data type {}", tensor.data_type()),
+        ))
+    }
+}
+
+/// Reads `raw_data` in elements of `N` bytes, or else the typed field, and checks the count.
+fn values<const N: usize, T, S>(
+    tensor: &TensorProto,
+    typed: &[S],
+    decode: impl Fn([u8; N]) -> T,
+    convert: impl Fn(&S) -> T,
+) -> Result<Vec<T>> {
+    let count = element_count(tensor)?;
+    let wrong = |found: usize| {
+        Error::tensor(tensor.name(), format!("shape {:?} needs {count} values, found {found}", tensor.dims))
+    };
+    match &tensor.raw_data {
+        Some(raw) if !raw.is_empty() || typed.is_empty() => {
+            let (chunks, rest) = raw.as_chunks::<N>();
+            if chunks.len() != count || !rest.is_empty() {
+                return Err(wrong(raw.len() / N));
+            }
+            Ok(chunks.iter().map(|&b| decode(b)).collect())
+        }
+        _ if typed.len() == count => Ok(typed.iter().map(convert).collect()),
+        _ => Err(wrong(typed.len())),
+    }
+}
+
+/// Element types that a new tensor can be made of.
+pub trait Element: Copy {
+    /// The ONNX type.
+    const DATA_TYPE: DataType;
+    /// Appends the little-endian bytes of `values`.
+    fn extend(bytes: &mut Vec<u8>, values: &[Self]);
+}
+
+macro_rules! element {
+    ($($type:ty => $data_type:ident),*) => {$(
+        impl Element for $type {
+            const DATA_TYPE: DataType = DataType::$data_type;
+            fn extend(bytes: &mut Vec<u8>, values: &[Self]) {
+                bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+            }
+        }
+    )*};
+}
+element!(f32 => Float, f64 => Double, i8 => Int8, u8 => Uint8, i32 => Int32, i64 => Int64, f16 => Float16, bf16 => Bfloat16);
+
+/// A tensor named `name` of shape `dims`.
+pub fn tensor<T: Element>(name: &str, dims: &[usize], values: &[T]) -> TensorProto {
+    debug_assert_eq!(dims.iter().product::<usize>(), values.len());
+    let mut raw = Vec::with_capacity(size_of_val(values));
+    T::extend(&mut raw, values);
+    TensorProto {
+        dims: dims.iter().map(|&d| d as i64).collect(),
+        data_type: Some(T::DATA_TYPE as i32),
+        name: Some(name.to_owned()),
+        raw_data: Some(Bytes::from(raw)),
+        ..TensorProto::default()
+    }
+}
+
+/// `values` in the floating-point type of `like`, with its shape, under a new name.
+///
+/// # Errors
+/// [`Error::Tensor`] when `like` is not a floating-point tensor.
+pub fn floats_like(like: &TensorProto, name: &str, dims: &[usize], values: &[f32]) -> Result<TensorProto> {
+    Ok(match like.data_type() {
+        t if t == DataType::Float as i32 => tensor(name, dims, values),
+        t if t == DataType::Double as i32 => {
+            tensor(name, dims, &values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())
+        }
+        t if t == DataType::Float16 as i32 => {
+            tensor(name, dims, &values.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>())
+        }
+        t if t == DataType::Bfloat16 as i32 => {
+            tensor(name, dims, &values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>())
+        }
+        t => {
+            return Err(Error::tensor(
+                like.name(),
+                format!("expected floating-point values, found data type {t}"),
+            ));
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_it_wrote() {
+        let values = [0.0, -1.5, 65504.0, 3.0];
+        for like in [
+            tensor("a", &[1], &[0_f32]),
+            tensor("b", &[1], &[0_f64]),
+            tensor("c", &[1], &[f16::ZERO]),
+            tensor("d", &[1], &[bf16::ZERO]),
+        ] {
+            let written = floats_like(&like, "x", &[2, 2], &values).unwrap();
+            assert_eq!(written.data_type, like.data_type);
+            let exact = like.name() != "d";
+            for (read, value) in floats(&written).unwrap().into_iter().zip(values) {
+                assert!(read == value || !exact && (read - value).abs() < value.abs() / 128.0);
+            }
+        }
+        assert_eq!(integers(&tensor("i", &[3], &[1_i64, -2, 3])).unwrap(), [1, -2, 3]);
+    }
+
+    #[test]
+    fn typed_fields_count_as_data() {
+        let mut t = TensorProto {
+            dims: vec![2],
+            data_type: Some(1),
+            float_data: vec![1.0, 2.0],
+            ..Default::default()
+        };
+        assert_eq!(floats(&t).unwrap(), [1.0, 2.0]);
+        t.raw_data = Some(Bytes::new());
+        assert_eq!(floats(&t).unwrap(), [1.0, 2.0]);
+        let half = TensorProto {
+            dims: vec![1],
+            data_type: Some(10),
+            int32_data: vec![0x3c00],
+            ..Default::default()
+        };
+        assert_eq!(floats(&half).unwrap(), [1.0]);
+    }
+
+    #[test]
+    fn lengths_are_checked() {
+        let raw = |dims: &[i64], n: usize| TensorProto {
+            dims: dims.to_vec(),
+            data_type: Some(1),
+            raw_data: Some(vec![0; n].into()),
+            name: Some("w".into()),
+            ..Default::default()
+        };
+        for bad in [raw(&[2], 4), raw(&[1], 5), raw(&[-1], 4), raw(&[i64::MAX, 4], 16), raw(&[i64::MAX], 0)] {
+            assert!(floats(&bad).unwrap_err().to_string().starts_with("tensor 'w'"), "{bad:?}");
+        }
+        assert_eq!(floats(&raw(&[0, 7], 0)).unwrap(), []);
+    }
+}
