@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -14,12 +13,11 @@ import numpy as np
 
 from rustq import text
 from rustq.config import QuantConfig
-from rustq.data import feeds, inputs_of
 from rustq.errors import DataError, ModelError
 from rustq.latency import interleaved_medians
 from rustq.plain import plain
 from rustq.progress import Progress, reporting
-from rustq.samples import Array, Feed, Session
+from rustq.samples import Array, Feed, Session, inputs_of
 
 __all__ = ["Comparison", "OutputComparison", "compare"]
 
@@ -85,6 +83,8 @@ class Comparison:
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """`to_dict` as JSON text."""
+        import json
+
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
     def output_rows(self) -> list[tuple[str, ...]]:
@@ -160,6 +160,8 @@ def compare(
         DataError: the data does not fit the models or is empty.
         OSError: a file cannot be opened.
     """
+    from rustq.data import feeds  # not needed until there is data
+
     config = config or QuantConfig()
     threads = config.threads or 1
     sources = [_source(model), _source(quantized)]

@@ -1,6 +1,6 @@
 //! The inner loops: slices in, slices out.
 //!
-//! Every kernel is plain Rust that the compiler vectorises (the loops are in [`portable`]), compiled once for
+//! Every kernel is plain Rust that the compiler vectorises (the loops are in `portable.rs`), compiled once for
 //! the baseline and once for AVX2, and chosen at run time. Rust never contracts `a * b + c`, and every reduction
 //! adds its lanes in one fixed order, so the clones agree **bit for bit** and results do not depend on the machine.
 

@@ -240,7 +240,7 @@ impl<'p, 'm> Emitter<'p, 'm> {
         let value = site.inputs[0];
         let params = &self.plan.activations[value];
         let output = new.output[0].clone();
-        let [scaled, scale] = ["scaled", "scale"].map(|part| format!("{output}_{part}"));
+        let [scaled, scale] = ["scaled", "scaled_scale"].map(|part| format!("{output}_{part}"));
         self.patch.initializer(tensor(&scale, &[], &[params.scale[0] * alpha]));
         let zero = self.zero_point(params);
         let integers = format!("{value}_quantized");
