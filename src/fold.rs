@@ -3,6 +3,7 @@
 //! A rule is a pure function of the index and one node. It answers with a [`Patch`], with a reason why it declines, or
 //! that the node is none of its business. [`fold`] sweeps the rules over the graph until nothing changes.
 
+pub(crate) mod activations;
 mod affine;
 mod constants;
 mod linear;
@@ -31,8 +32,9 @@ type Rule = fn(&Graph, NodeId) -> Result<Verdict>;
 const RULES: &[(&str, Rule)] = &[
     ("constant node to initializer", constants::constant),
     ("drop no-op", no_ops::no_op),
+    ("put hard-sigmoid together", activations::hard_sigmoid),
     ("fold into weights", affine::into_producer),
-    ("fold scale into next weights", affine::into_consumer),
+    ("fold into next weights", affine::into_consumer),
 ];
 
 /// One thing [`fold`] did, or declined to do.

@@ -111,6 +111,22 @@ impl<'m> Graph<'m> {
         }
     }
 
+    /// `name`, or `name` with something behind it if another value than `own` is called so.
+    pub fn fresh(&self, name: &str, own: Option<&str>) -> String {
+        let taken = |name: &str| {
+            let known = self.producers.contains_key(name)
+                || self.initializers.contains_key(name)
+                || self.inputs.contains(name)
+                || self.captured.contains(name);
+            known && (own != Some(name) || self.consumers(name).len() > 1 || self.is_observable(name))
+        };
+        let mut fresh = name.to_owned();
+        while taken(&fresh) {
+            fresh.push('_');
+        }
+        fresh
+    }
+
     /// Declared number of dimensions of `value`.
     pub fn rank(&self, value: &str) -> Option<usize> {
         if let Some(tensor) = self.initializer(value) {

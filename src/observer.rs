@@ -129,6 +129,18 @@ impl Observer {
         NoiseModel::new(self).power()
     }
 
+    /// Mean square distance of the finite values from their mean, 0 if there are none.
+    pub fn variance(&self) -> f64 {
+        let (mut sum, mut total) = (0.0, 0.0);
+        for bin in self.bins() {
+            let count = bin.count as f64;
+            sum += count * (bin.lo + bin.hi) / 2.0;
+            total += count;
+        }
+        let mean = if total > 0.0 { sum / total } else { 0.0 };
+        (self.power() - mean * mean).max(0.0)
+    }
+
     /// Expected mean squared error of quantizing the finite values with the first scale and zero point of `params`;
     /// see [`NoiseModel`]. The signal-to-noise ratio is [`power`](Self::power) divided by this.
     ///

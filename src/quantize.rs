@@ -1,17 +1,17 @@
 //! From a float model and what calibration saw, to an int8 model.
 //!
 //! 1. [`sites`]: which operators have an integer kernel.
-//! 2. [`sensitivity`]: which of them would lose too much.
-//! 3. [`plan`]: which are worth it, as a minimum cut over their [`cost`].
-//! 4. [`scales`] and [`weights`]: the parameters.
+//! 2. [`scales`]: the parameters that each activation would have.
+//! 3. [`plan`]: which sites are worth it, as a minimum cut over their [`cost`] in time and their [`noise`].
+//! 4. [`weights`]: weights and biases as integers.
 //! 5. [`emit`]: the QuantizeLinear/DequantizeLinear pairs.
 
 mod cost;
 mod dynamic;
 mod emit;
+mod noise;
 mod plan;
 mod scales;
-mod sensitivity;
 mod sites;
 mod weights;
 
@@ -104,15 +104,15 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
     calibration.check_finite()?;
     let graph = Graph::new(model.graph());
     let sites = Sites::find(&graph);
-    let mut float = forced_float(&graph, &sites, calibration, options);
+    let float = forced_float(&graph, &sites, calibration, options);
+    let parameters =
+        |int8: &[bool]| scales::activations(&sites, int8, calibration, options.method, options.scheme);
     let candidates: Vec<bool> = (0..sites.all.len()).map(|i| !float.contains_key(&i)).collect();
-    let everything = scales::activations(&sites, &candidates, calibration, options.method, options.scheme);
-    for (site, reason) in sensitivity::too_lossy(&sites, &candidates, &everything, calibration) {
-        float.entry(site).or_insert(reason);
-    }
+    let noise = noise::estimate(&graph, &sites, &parameters(&candidates), calibration)?;
     let must_float: HashSet<usize> = float.keys().copied().collect();
-    let int8 = plan::cheapest(&graph, &sites, &must_float, |value| calibration.elements(value));
-    let activations = scales::activations(&sites, &int8, calibration, options.method, options.scheme);
+    let best = plan::best(&graph, &sites, &must_float, &noise, |value| calibration.elements(value));
+    let int8 = best.int8;
+    let activations = parameters(&int8);
     let plan = emit::Plan {
         graph: &graph,
         sites: &sites,
@@ -128,7 +128,7 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
         let reason = match float.get(&i) {
             _ if int8[i] => String::new(),
             Some(reason) => reason.clone(),
-            None => "int8 would be slower here than float".to_owned(),
+            None => why_float(best.costs[i]),
         };
         let sqnr = emitted.weights.get(&site.id).map(|w| w.sqnr_db);
         layers.push((site.id, report.layer(i, int8[i], reason, sqnr)));
@@ -168,6 +168,15 @@ fn forced_float(
         }
     }
     float
+}
+
+/// Why a site that could run on integers does not.
+fn why_float(cost: cost::Cost) -> String {
+    if cost.int8 >= cost.float {
+        "int8 is estimated to be slower than float".to_owned()
+    } else {
+        "int8 would gain less time than its noise and the conversions around it are worth".to_owned()
+    }
 }
 
 /// What the user should know about the data and the weights.
@@ -214,7 +223,7 @@ impl Reporter<'_, '_> {
             op_type: node.op_type().to_owned(),
             quantized,
             reason,
-            macs: Some(cost::multiplications(self.graph, site, |value| self.calibration.elements(value)).0),
+            macs: Some(cost::multiplications(self.graph, site, |value| self.calibration.elements(value))),
             weight_sqnr_db,
             inputs: tensors(&site.inputs),
             outputs: tensors(&site.outputs),
@@ -242,7 +251,7 @@ impl Reporter<'_, '_> {
             name: value.to_owned(),
             observed: observer.and_then(|o| o.range()).map(|r| (r.min, r.max)),
             params: params.cloned(),
-            sqnr_db: observer.zip(params).map(|(o, p)| sensitivity::sqnr_db(o, p)),
+            sqnr_db: observer.zip(params).map(|(o, p)| noise::sqnr_db(o, p)),
         }
     }
 }

@@ -10,8 +10,8 @@
 //! | `k − x` | −1 | k |
 //!
 //! After a linear operator (`Conv`, `ConvTranspose`, `Gemm`, `MatMul`) it disappears into the weights and the bias:
-//! w'\[c, …\] = scale\[c\] · w\[c, …\], b'\[c\] = scale\[c\] · b\[c\] + shift\[c\]. A pure scale before a linear operator
-//! disappears into its weights in the same way, along the input channels.
+//! w'\[c, …\] = scale\[c\] · w\[c, …\], b'\[c\] = scale\[c\] · b\[c\] + shift\[c\]. Before one, it does so along the
+//! input channels k: w'\[c, k\] = w\[c, k\] · scale\[k\], b'\[c\] = b\[c\] + Σ w\[c, k\] · shift\[k\]; the shift only if nothing is padded.
 //! (BatchNormalization: Ioffe and Szegedy 2015, the inference form of algorithm 2; ONNX BatchNormalization-15.)
 
 use super::Verdict;
@@ -19,8 +19,8 @@ use super::linear::{Axis, Linear};
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::onnx::TensorProto;
-use crate::patch::Patch;
-use crate::tensor::{floats, is_float};
+use crate::patch::node;
+use crate::tensor::{floats, is_float, tensor};
 
 /// An affine node and what it computes.
 struct Affine<'m> {
@@ -105,7 +105,7 @@ pub(super) fn into_producer(graph: &Graph, id: NodeId) -> Result<Verdict> {
     let (Some(scale), Some(shift)) = (per_channel(&affine.scale), per_channel(&affine.shift)) else {
         return Ok(Verdict::Decline("its constant does not vary along the channels alone".to_owned()));
     };
-    Ok(match linear.with_output_affine(&scale, &shift, affine.output)? {
+    Ok(match linear.with_output_affine(graph, &scale, &shift, affine.output)? {
         Ok(mut patch) => {
             patch.remove(id);
             Verdict::Edit(patch)
@@ -114,19 +114,56 @@ pub(super) fn into_producer(graph: &Graph, id: NodeId) -> Result<Verdict> {
     })
 }
 
-/// The rule for a pure scale in front of one linear operator.
+/// The rule for an affine node in front of one linear operator.
+///
+/// A shift passes only where nothing is padded with zeros. Where it does not, a scale in front of it still does:
+/// `a · x + b = a · (x + b / a)`.
 pub(super) fn into_consumer(graph: &Graph, id: NodeId) -> Result<Verdict> {
     let Ok(Some(affine)) = affine(graph, id)? else { return Ok(Verdict::Pass) };
     let Some(consumer) = graph.sole_consumer(affine.output) else { return Ok(Verdict::Pass) };
-    if !affine.shift.is_zero() || graph.node(consumer).input_at(0) != Some(affine.output) {
+    if graph.node(consumer).input_at(0) != Some(affine.output) {
         return Ok(Verdict::Pass);
     }
     let Ok(Some(linear)) = Linear::at(graph, consumer) else { return Ok(Verdict::Pass) };
     let (axis, rank) = linear.channel_axis();
-    let scale = affine.scale.per_channel(linear.input_channels(), axis, rank);
-    let Some(scale) = scale.filter(|_| linear.takes_input_scale()) else { return Ok(Verdict::Pass) };
-    let mut patch: Patch = linear.with_input_scale(&scale, affine.input)?;
-    patch.remove(id);
+    let per_channel = |factor: &Factor| factor.per_channel(linear.input_channels(), axis, rank);
+    let (Some(scale), Some(shift)) = (per_channel(&affine.scale), per_channel(&affine.shift)) else {
+        return Ok(Verdict::Pass);
+    };
+    if !linear.takes_input_scale() {
+        return Ok(Verdict::Pass);
+    }
+    if affine.shift.is_zero() || linear.takes_input_shift(graph) {
+        let edit = linear.with_input_affine(graph, &scale, &shift, affine.input)?;
+        return Ok(edit.map_or(Verdict::Pass, |mut patch| {
+            patch.remove(id);
+            Verdict::Edit(patch)
+        }));
+    }
+    scale_past_shift(graph, id, &affine, &linear)
+}
+
+/// `Mul` by a scalar, `Add` of a scalar, linear operator: the scale moves past the shift into the weights.
+fn scale_past_shift(graph: &Graph, id: NodeId, shift: &Affine, linear: &Linear) -> Result<Verdict> {
+    let Some(before) = graph.producer(shift.input) else { return Ok(Verdict::Pass) };
+    let Ok(Some(scale)) = affine(graph, before)? else { return Ok(Verdict::Pass) };
+    let (Factor::Scalar(a), Factor::Scalar(b), Factor::Scalar(one)) =
+        (&scale.scale, &shift.shift, &shift.scale)
+    else {
+        return Ok(Verdict::Pass);
+    };
+    let shifted = (b / a) as f32;
+    let exact = scale.shift.is_zero() && *one == 1.0 && *a != 0.0 && shifted.is_finite();
+    if !exact || graph.sole_consumer(shift.input) != Some(id) {
+        return Ok(Verdict::Pass);
+    }
+    let scales = vec![*a; linear.input_channels()];
+    let edit = linear.with_input_affine(graph, &scales, &vec![0.0; scales.len()], shift.output)?;
+    let Some(mut patch) = edit else { return Ok(Verdict::Pass) };
+    let constant = graph.fresh(&format!("{}.shift", shift.output), None);
+    patch.initializer(tensor(&constant, &[], &[shifted]));
+    patch.remove(before);
+    patch.replace(id, vec![node("Add", graph.node(id).name(), &[scale.input, &constant], &[shift.output])]);
     Ok(Verdict::Edit(patch))
 }
 

@@ -140,6 +140,7 @@ impl<'m> Linear<'m> {
     /// w'[c, …] = scale[c] · w[c, …] and b'[c] = scale[c] · b[c] + shift[c], in float64.
     pub fn with_output_affine(
         &self,
+        graph: &Graph,
         scale: &[f64],
         shift: &[f64],
         output: &str,
@@ -150,22 +151,48 @@ impl<'m> Linear<'m> {
         let bias: Vec<f64> = bias.iter().zip(scale).zip(shift).map(|((b, s), t)| b * s + t).collect();
         let weight = self.scaled(|i| scale[self.channel_of(i)])?;
         let bias = (self.bias.is_some() || bias.iter().any(|&b| b != 0.0)).then_some(bias);
-        self.rewritten(weight, bias, output)
+        self.rewritten(graph, &self.node.input[0], weight, bias, output)
     }
 
-    /// A patch that makes this operator read `input`, which must still be multiplied by `scale[c]` per input channel.
+    /// A patch that makes this operator read `input`, which it must first take times `scale[k]` plus `shift[k]` per
+    /// input channel; `None` where its bias cannot take up the shift.
     ///
-    /// w'[…, c, …] = w[…, c, …] · scale[c]. Zero padding stays exact, because zero times anything is zero.
-    pub fn with_input_scale(&self, scale: &[f64], input: &str) -> Result<Patch> {
+    /// w'[c, k, …] = w[c, k, …] · scale[k] and b'[c] = b[c] + Σ w[c, k, …] · shift[k]. Zero padding stays exact with a
+    /// scale alone, because zero times anything is zero.
+    pub fn with_input_affine(
+        &self,
+        graph: &Graph,
+        scale: &[f64],
+        shift: &[f64],
+        input: &str,
+    ) -> Result<Option<Patch>> {
         let weight = self.scaled(|i| scale[self.input_channel_of(i)])?;
-        let name = format!("{}.scaled_weight", self.node.output[0]);
-        let mut node = self.node.clone();
-        input.clone_into(&mut node.input[0]);
-        node.input[1].clone_from(&name);
-        let mut patch = Patch::default();
-        patch.initializer(floats_like(self.weight, &name, &self.dims, &weight)?);
-        patch.replace(self.id, vec![node]);
-        Ok(patch)
+        let bias = if shift.iter().all(|&s| s == 0.0) {
+            None
+        } else {
+            let Some(mut bias) = self.bias_values()? else { return Ok(None) };
+            for (i, &w) in floats(self.weight)?.iter().enumerate() {
+                bias[self.channel_of(i)] += f64::from(w) * shift[self.input_channel_of(i)];
+            }
+            Some(bias)
+        };
+        let patch = self.rewritten(graph, input, weight, bias, &self.node.output[0])?;
+        Ok(patch.ok())
+    }
+
+    /// Whether a shift of the input passes into the bias: nothing is padded, and there is a bias to pass into.
+    pub fn takes_input_shift(&self, graph: &Graph) -> bool {
+        let unpadded = self.node.attribute("pads").is_none_or(|pads| pads.ints.iter().all(|&p| p == 0))
+            && self
+                .node
+                .attribute("auto_pad")
+                .is_none_or(|auto| matches!(&auto.s()[..], b"NOTSET" | b"VALID"));
+        match self.kind {
+            Kind::Conv => unpadded,
+            Kind::Gemm => self.node.float("alpha", 1.0) == 1.0,
+            Kind::ConvTranspose => false,
+            Kind::MatMul => self.takes_shift(graph),
+        }
     }
 
     fn scaled(&self, scale: impl Fn(usize) -> f64) -> Result<Vec<f32>> {
@@ -173,8 +200,11 @@ impl<'m> Linear<'m> {
         Ok(weight.iter().enumerate().map(|(i, &w)| (f64::from(w) * scale(i)) as f32).collect())
     }
 
+    /// This operator with other weights, and another bias where one is given.
     fn rewritten(
         &self,
+        graph: &Graph,
+        input: &str,
         weight: Vec<f32>,
         bias: Option<Vec<f64>>,
         output: &str,
@@ -185,12 +215,13 @@ impl<'m> Linear<'m> {
             return Ok(Err("the folded weights would not be finite".to_owned()));
         }
         let mut node = self.node.clone();
+        input.clone_into(&mut node.input[0]);
         let mut patch = Patch::default();
-        let name = format!("{output}.weight");
+        let name = graph.fresh(&format!("{output}.weight"), Some(self.weight.name()));
         patch.initializer(floats_like(self.weight, &name, &self.dims, &weight)?);
         node.input[1] = name;
         if let Some(bias) = bias {
-            let name = format!("{output}.bias");
+            let name = graph.fresh(&format!("{output}.bias"), self.bias.map(TensorProto::name));
             let bias: Vec<f32> = bias.into_iter().map(|b| b as f32).collect();
             patch.initializer(floats_like(self.weight, &name, &[bias.len()], &bias)?);
             node.input.resize(2, String::new());

@@ -17,6 +17,22 @@ use crate::patch::{Patch, float_attribute, int_attribute, node};
 use crate::qparams::{Dtype, QuantParams, Range, Scheme};
 use crate::tensor::{floats, shape, tensor};
 
+/// Float operators that ONNX Runtime fuses with the DequantizeLinear before and the QuantizeLinear behind them.
+const FUSED_FROM_FLOAT: &[&str] = &[
+    "Add",
+    "AveragePool",
+    "Concat",
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "GlobalAveragePool",
+    "MatMul",
+    "Mul",
+    "Sigmoid",
+    "Softmax",
+    "Where",
+];
+
 /// What is to be written.
 pub(crate) struct Plan<'p, 'm> {
     pub graph: &'p Graph<'m>,
@@ -136,9 +152,40 @@ impl<'p, 'm> Emitter<'p, 'm> {
         if !self.has_integer_reader(value) || self.is_made_of_integers(value) {
             return;
         }
+        self.shield(value);
         let position = self.plan.graph.producer(value).map_or(0, |id| id + 1);
         for new in self.pair(value, value, &dequantized(value)) {
             self.patch.insert(position, new);
+        }
+    }
+
+    /// Keeps a float operator that stands between two integer ones float.
+    ///
+    /// ONNX Runtime would take it for one of them, and even quantize its weights, per tensor. A `LeakyRelu` behind it
+    /// breaks the pattern and costs nothing, because it is fused into the float kernel: with slope 1 it is the
+    /// identity, with slope 0 a `Relu`.
+    fn shield(&mut self, value: &str) {
+        let graph = self.plan.graph;
+        let Some(last) = graph.producer(value) else { return };
+        let behind_relu =
+            graph.node(last).is("Relu").then(|| graph.producer(&graph.node(last).input[0])).flatten();
+        let operator = behind_relu.unwrap_or(last);
+        let node_ = graph.node(operator);
+        let looks_quantized = FUSED_FROM_FLOAT.iter().any(|op_type| node_.is(op_type))
+            && node_.input.first().is_some_and(|input| self.is_made_of_integers(input));
+        if !looks_quantized {
+            return;
+        }
+        let mut guard = node("LeakyRelu", &format!("{value}_shield"), &[], &[value]);
+        guard.attribute.push(float_attribute("alpha", if behind_relu.is_some() { 0.0 } else { 1.0 }));
+        if behind_relu.is_some() {
+            guard.input = node_.output.clone();
+            self.patch.replace(last, vec![guard]);
+        } else {
+            let (mut operator_node, inner) = (node_.clone(), format!("{value}_unshielded"));
+            guard.input = vec![inner.clone()];
+            operator_node.output = vec![inner];
+            self.patch.replace(operator, vec![operator_node, guard]);
         }
     }
 
@@ -168,6 +215,15 @@ impl<'p, 'm> Emitter<'p, 'm> {
         };
         if self.zero_points.insert(name.clone()) {
             self.patch.initializer(crate::onnx::TensorProto { name: Some(name.clone()), ..new });
+        }
+        name
+    }
+
+    /// The int8 zero points of weights, shared: without them ONNX Runtime does not fuse a `Gemm`.
+    fn zeros(&mut self, count: Option<usize>) -> String {
+        let name = count.map_or("zero_point_i0".to_owned(), |count| format!("zero_points_{count}"));
+        if self.zero_points.insert(name.clone()) {
+            self.patch.initializer(tensor(&name, count.as_slice(), &vec![0_i8; count.unwrap_or(1)]));
         }
         name
     }
@@ -202,7 +258,12 @@ impl<'p, 'm> Emitter<'p, 'm> {
         let axis = quantized.params.axis;
         let scale_dims = axis.map(|_| quantized.params.scale.len());
         self.patch.initializer(tensor(&scale, scale_dims.as_slice(), &quantized.params.scale));
-        nodes.push(with_axis(node("DequantizeLinear", &output, &[&integers, &scale], &[&output]), axis));
+        let mut dequantize =
+            with_axis(node("DequantizeLinear", &output, &[&integers, &scale], &[&output]), axis);
+        if site.op.op_type == "Gemm" {
+            dequantize.input.push(self.zeros(scale_dims));
+        }
+        nodes.push(dequantize);
         new.input[1] = output;
         if let Some((values, bias_scale)) = &quantized.bias {
             new.input[2] = self.bias(&new.input[2], site.id, values, bias_scale, nodes);
@@ -305,12 +366,4 @@ fn integer_tensor(
             tensor(name, dims, &out)
         }
     }
-}
-
-/// Keeps ONNX Runtime from quantizing, per tensor, a float operator that stands between two integer ones: an exact
-/// `LeakyRelu` with slope 1 behind it (0 in place of a `Relu`) is fused into the float kernel and breaks the pattern.
-pub(crate) fn shield(node_before: &NodeProto, relu: bool, output: &str, name: &str) -> NodeProto {
-    let mut shield = node("LeakyRelu", name, &[&node_before.output[0]], &[output]);
-    shield.attribute.push(float_attribute("alpha", if relu { 0.0 } else { 1.0 }));
-    shield
 }

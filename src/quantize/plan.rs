@@ -1,53 +1,70 @@
-//! Which sites run on integers: the cheapest assignment, as a minimum cut.
+//! Which sites run on integers: the best assignment, as a minimum cut.
 //!
-//! Each site is either float or int8 and has a cost for both; a value that crosses between the two costs a
-//! `QuantizeLinear` or a `DequantizeLinear`, once, however many operators read it. The assignment with the least
-//! total is the minimum cut of a network with the int8 sites on the source's side (Greig, Porteous and Seheult 1989).
+//! Each site is either float or int8 and has a price for both; a value that crosses between the two costs a
+//! `QuantizeLinear` or a `DequantizeLinear`, once, however many operators read it. A price is time plus noise: noise is
+//! worth [`TIME_PER_NOISE`] times the float model's time. The assignment with the least total is the minimum cut of a
+//! network with the int8 sites on the source's side (Greig, Porteous and Seheult 1989).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use petgraph::algo::maximum_flow::dinics;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 
-use super::cost::{DEQUANTIZE, QUANTIZE, cost};
+use super::cost::{Cost, DEQUANTIZE, QUANTIZE, cost, on_feature_maps};
+use super::noise::Noise;
 use super::sites::Sites;
 use crate::graph::Graph;
+
+/// Share of the float model's time that a relative noise of 1 in one place is worth avoiding.
+const TIME_PER_NOISE: f64 = 10.0;
 
 /// Capacity of an edge that no cut may cross.
 const NEVER: u64 = u64::MAX / 1024;
 
-/// Whether each site runs on integers, at the least cost.
-///
-/// `float` says which sites must stay float.
-pub(crate) fn cheapest(
+/// The best assignment.
+pub(crate) struct Assignment {
+    /// Whether each site runs on integers.
+    pub int8: Vec<bool>,
+    /// The time of each site.
+    pub costs: Vec<Cost>,
+}
+
+/// Finds the best assignment that leaves the sites in `float` alone.
+pub(crate) fn best(
     graph: &Graph,
     sites: &Sites,
     float: &HashSet<usize>,
+    noise: &Noise,
     elements: impl Fn(&str) -> f64,
-) -> Vec<bool> {
+) -> Assignment {
+    let costs: Vec<Cost> = sites.all.iter().map(|site| cost(graph, site, &elements)).collect();
+    let price_of_noise = TIME_PER_NOISE * costs.iter().map(|cost| cost.float).sum::<f64>();
     let mut network = Network::new(sites.all.len());
-    for (i, site) in sites.all.iter().enumerate() {
-        let cost = cost(graph, site, &elements);
-        network.site(i, cost.float, if float.contains(&i) { f64::INFINITY } else { cost.int8 });
+    for (i, cost) in costs.iter().enumerate() {
+        let int8 = cost.int8 + price_of_noise * noise.weights[i];
+        network.site(i, cost.float, if float.contains(&i) { f64::INFINITY } else { int8 });
     }
     for value in sites.values() {
         let producer = sites.producer(graph, value);
-        let readers: HashSet<Option<usize>> = graph
-            .consumers(value)
-            .iter()
-            .map(|&id| sites.of_node(id).filter(|&i| sites.all[i].inputs.contains(&value)))
-            .collect();
+        let reads = |i: &usize| sites.all[*i].inputs.contains(&value);
+        let readers: HashSet<Option<usize>> =
+            graph.consumers(value).iter().map(|&id| sites.of_node(id).filter(reads)).collect();
         let read_as_float = graph.is_observable(value) || readers.contains(&None);
-        let readers: Vec<usize> = readers.into_iter().flatten().collect();
-        let free = producer.is_some_and(|i| sites.all[i].op.float_output);
-        network.quantization(producer, &readers, elements(value) * QUANTIZE);
+        let mut readers: Vec<usize> = readers.into_iter().flatten().collect();
+        readers.sort_unstable();
+        let feature_map =
+            producer.into_iter().chain(readers.iter().copied()).any(|i| on_feature_maps(&sites.all[i]));
+        let noisy = price_of_noise * noise.values.get(value).copied().unwrap_or(0.0);
+        network.quantization(producer, &readers, QUANTIZE.cost(elements(value), feature_map) + noisy);
         if let Some(producer) = producer {
-            let price = if free { 0.0 } else { elements(value) * DEQUANTIZE };
+            let hands_out_floats = sites.all[producer].op.float_output;
+            let price = if hands_out_floats { 0.0 } else { DEQUANTIZE.cost(elements(value), feature_map) };
             network.dequantization(producer, &readers, read_as_float, price);
+            network.written(producer, if hands_out_floats { 0.0 } else { noisy });
         }
     }
-    network.cut()
+    Assignment { int8: network.cut(), costs }
 }
 
 /// The flow network. Capacities are picoseconds.
@@ -101,22 +118,23 @@ impl Network {
         self.edge(self.sites[producer], spared, price);
     }
 
+    /// A value made in int8 carries the noise of its integers.
+    fn written(&mut self, producer: usize, price: f64) {
+        self.edge(self.sites[producer], self.float, price);
+    }
+
     /// Whether each site is on the int8 side of the minimum cut (the smallest such side).
     fn cut(self) -> Vec<bool> {
         let (_, flow) = dinics(&self.graph, self.int8, self.float);
-        let mut reached = HashMap::from([(self.int8, ())]);
+        let mut reached = HashSet::from([self.int8]);
         let mut open = vec![self.int8];
         while let Some(node) = open.pop() {
             let forward = self.graph.edges_directed(node, petgraph::Outgoing);
             let forward = forward.filter(|e| flow[e.id().index()] < *e.weight()).map(|e| e.target());
             let backward = self.graph.edges_directed(node, petgraph::Incoming);
             let backward = backward.filter(|e| flow[e.id().index()] > 0).map(|e| e.source());
-            for next in forward.chain(backward).collect::<Vec<_>>() {
-                if reached.insert(next, ()).is_none() {
-                    open.push(next);
-                }
-            }
+            open.extend(forward.chain(backward).filter(|&next| reached.insert(next)));
         }
-        self.sites.iter().map(|site| reached.contains_key(site)).collect()
+        self.sites.iter().map(|site| reached.contains(site)).collect()
     }
 }

@@ -136,17 +136,17 @@ fn finite(tensor: &TensorProto) -> Result<Vec<f32>> {
 }
 
 /// How the channels lie in a weight tensor: `outer` blocks of `count` rows of `inner` values.
-struct Channels {
-    count: usize,
+pub(crate) struct Channels {
+    pub count: usize,
     inner: usize,
 }
 
 impl Channels {
-    fn new(dims: &[usize], axis: usize) -> Self {
+    pub fn new(dims: &[usize], axis: usize) -> Self {
         Self { count: dims[axis], inner: dims[axis + 1..].iter().product() }
     }
 
-    fn abs_max(&self, values: &[f32]) -> Vec<f32> {
+    pub fn abs_max(&self, values: &[f32]) -> Vec<f32> {
         let mut abs_max = vec![0_f32; self.count];
         if self.inner == 1 {
             for row in values.chunks_exact(self.count.max(1)) {
