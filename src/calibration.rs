@@ -12,22 +12,42 @@ use crate::observer::Observer;
 /// Merging is exact addition, so neither order nor sharding of the data changes the result.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Calibration {
-    tensors: BTreeMap<String, Observer>,
+    tensors: BTreeMap<String, Seen>,
     runs: u64,
 }
 
+/// What was seen of one tensor.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Seen {
+    observer: Observer,
+    /// Largest number of dimensions.
+    rank: u8,
+}
+
+/// A tensor in one inference.
+#[derive(Debug, Clone, Copy)]
+pub struct Activation<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its number of dimensions.
+    pub rank: usize,
+    /// All of its values.
+    pub values: &'a [f32],
+}
+
 impl Calibration {
-    /// Counts one inference: the values of each named tensor, each name once.
-    pub fn observe_run(&mut self, values: &[(&str, &[f32])]) {
-        for (name, _) in values {
-            if !self.tensors.contains_key(*name) {
-                self.tensors.insert((*name).to_owned(), Observer::new());
+    /// Counts one inference, in which each name occurs once.
+    pub fn observe_run(&mut self, activations: &[Activation]) {
+        for activation in activations {
+            if !self.tensors.contains_key(activation.name) {
+                self.tensors.insert(activation.name.to_owned(), Seen::default());
             }
         }
-        let values: HashMap<&str, &[f32]> = values.iter().copied().collect();
-        self.tensors.par_iter_mut().for_each(|(name, observer)| {
-            if let Some(values) = values.get(name.as_str()) {
-                observer.observe(values);
+        let activations: HashMap<&str, &Activation> = activations.iter().map(|a| (a.name, a)).collect();
+        self.tensors.par_iter_mut().for_each(|(name, seen)| {
+            if let Some(activation) = activations.get(name.as_str()) {
+                seen.observer.observe(activation.values);
+                seen.rank = seen.rank.max(u8::try_from(activation.rank).unwrap_or(u8::MAX));
             }
         });
         self.runs += 1;
@@ -40,18 +60,25 @@ impl Calibration {
 
     /// Names and observers, sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &Observer)> {
-        self.tensors.iter().map(|(name, observer)| (name.as_str(), observer))
+        self.tensors.iter().map(|(name, seen)| (name.as_str(), &seen.observer))
     }
 
     /// The observer of `tensor`.
     pub fn get(&self, tensor: &str) -> Option<&Observer> {
-        self.tensors.get(tensor)
+        self.tensors.get(tensor).map(|seen| &seen.observer)
+    }
+
+    /// Number of dimensions of `tensor`.
+    pub fn rank(&self, tensor: &str) -> Option<usize> {
+        self.tensors.get(tensor).map(|seen| seen.rank.into())
     }
 
     /// Adds what `other` saw.
     pub fn merge(&mut self, other: &Self) {
-        for (name, observer) in &other.tensors {
-            self.tensors.entry(name.clone()).or_insert_with(Observer::new).merge(observer);
+        for (name, seen) in &other.tensors {
+            let both = self.tensors.entry(name.clone()).or_default();
+            both.observer.merge(&seen.observer);
+            both.rank = both.rank.max(seen.rank);
         }
         self.runs += other.runs;
     }
@@ -67,7 +94,7 @@ impl Calibration {
     /// # Errors
     /// [`Error::Data`].
     pub fn check_finite(&self) -> Result<()> {
-        for (name, observer) in &self.tensors {
+        for (name, observer) in self.tensors() {
             let count = observer.non_finite();
             if count > 0 {
                 let message = format!(
@@ -84,8 +111,8 @@ impl Calibration {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(self.runs.to_le_bytes());
         bytes.extend((self.tensors.len() as u64).to_le_bytes());
-        for (name, observer) in &self.tensors {
-            for block in [name.as_bytes(), &observer.to_bytes()] {
+        for (name, seen) in &self.tensors {
+            for block in [name.as_bytes(), &[seen.rank], &seen.observer.to_bytes()] {
                 bytes.extend((block.len() as u64).to_le_bytes());
                 bytes.extend(block);
             }
@@ -112,11 +139,10 @@ impl Calibration {
         let mut tensors = BTreeMap::new();
         for _ in 0..count {
             let name = reader.block().and_then(|b| std::str::from_utf8(b).ok()).ok_or_else(damaged)?;
+            let &[rank] = reader.block().ok_or_else(damaged)? else { return Err(damaged()) };
             let observer = Observer::from_bytes(reader.block().ok_or_else(damaged)?);
-            tensors.insert(
-                name.to_owned(),
-                observer.map_err(|e| Error::Data(format!("calibration of '{name}': {e}")))?,
-            );
+            let observer = observer.map_err(|e| Error::Data(format!("calibration of '{name}': {e}")))?;
+            tensors.insert(name.to_owned(), Seen { observer, rank });
         }
         if reader.0.is_empty() { Ok(Self { tensors, runs }) } else { Err(damaged()) }
     }
@@ -150,7 +176,8 @@ mod tests {
     fn some(offset: f32) -> Calibration {
         let mut calibration = Calibration::default();
         let values: Vec<f32> = (0..1000_u16).map(|i| f32::from(i) * 0.01 - offset).collect();
-        calibration.observe_run(&[("a", &values), ("b", &values[..10])]);
+        let activation = |name, values| Activation { name, rank: 2, values };
+        calibration.observe_run(&[activation("a", &values), activation("b", &values[..10])]);
         calibration
     }
 

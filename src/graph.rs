@@ -111,6 +111,16 @@ impl<'m> Graph<'m> {
         }
     }
 
+    /// Whether every input has a fixed shape.
+    pub fn has_static_inputs(&self) -> bool {
+        let fixed = |input: &ValueInfoProto| {
+            let tensor = input.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
+            let shape = tensor.and_then(|t| t.shape.as_ref());
+            shape.is_some_and(|s| s.dim.iter().all(|d| d.dim_value.is_some_and(|v| v > 0)))
+        };
+        self.proto.input.iter().all(fixed)
+    }
+
     /// `name`, or `name` with something behind it if another value than `own` is called so.
     pub fn fresh(&self, name: &str, own: Option<&str>) -> String {
         let taken = |name: &str| {

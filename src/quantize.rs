@@ -120,6 +120,8 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
         activations: &activations,
         scheme: options.scheme,
         per_channel: options.per_channel,
+        rank: &|value| calibration.rank(value),
+        static_shapes: graph.has_static_inputs(),
     };
     let emitted = emit::emit(&plan)?;
     let report = Reporter { graph: &graph, sites: &sites, calibration, activations: &activations };

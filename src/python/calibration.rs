@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use numpy::PyReadonlyArrayDyn;
+use numpy::{PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::calibration::Calibration;
+use crate::calibration::{Activation, Calibration};
 use crate::model::write_atomically;
 use crate::qparams::Scheme;
 use crate::ranges::{Method, range};
@@ -35,8 +35,11 @@ impl PyCalibration {
             .iter()
             .map(|array| array.as_slice().map_err(|_| PyValueError::new_err("arrays must be contiguous")))
             .collect::<PyResult<_>>()?;
-        let values: Vec<_> = names.iter().map(String::as_str).zip(slices).collect();
-        py.detach(|| self.0.observe_run(&values));
+        let ranks = arrays.iter().map(|array| array.ndim());
+        let parts = names.iter().zip(ranks).zip(slices);
+        let activations: Vec<_> =
+            parts.map(|((name, rank), values)| Activation { name, rank, values }).collect();
+        py.detach(|| self.0.observe_run(&activations));
         Ok(())
     }
 
@@ -85,10 +88,11 @@ impl PyCalibration {
     }
 }
 
-/// The method of that name. `"auto"` is the project's choice by measurement.
+/// The method of that name.
 pub(super) fn parse_method(name: &str, percentile: f64) -> PyResult<Method> {
     Ok(match name {
-        "auto" | "mse" => Method::Mse,
+        "auto" => Method::Auto,
+        "mse" => Method::Mse,
         "minmax" => Method::MinMax,
         "percentile" => Method::Percentile(percentile),
         "entropy" => Method::Entropy,

@@ -15,7 +15,7 @@ use crate::onnx::NodeProto;
 use crate::ops::Role;
 use crate::patch::{Patch, float_attribute, int_attribute, node};
 use crate::qparams::{Dtype, QuantParams, Range, Scheme};
-use crate::tensor::{floats, shape, tensor};
+use crate::tensor::{floats, is_float, shape, tensor};
 
 /// Float operators that ONNX Runtime fuses with the DequantizeLinear before and the QuantizeLinear behind them.
 const FUSED_FROM_FLOAT: &[&str] = &[
@@ -42,6 +42,10 @@ pub(crate) struct Plan<'p, 'm> {
     pub activations: &'p HashMap<&'m str, QuantParams>,
     pub scheme: Scheme,
     pub per_channel: bool,
+    /// Number of dimensions of an activation.
+    pub rank: &'p dyn Fn(&str) -> Option<usize>,
+    /// Whether every input of the model has a fixed shape.
+    pub static_shapes: bool,
 }
 
 /// The edit, and the weights that went into it by node.
@@ -173,7 +177,8 @@ impl<'p, 'm> Emitter<'p, 'm> {
         let node_ = graph.node(operator);
         let looks_quantized = FUSED_FROM_FLOAT.iter().any(|op_type| node_.is(op_type))
             && node_.input.first().is_some_and(|input| self.is_made_of_integers(input));
-        if !looks_quantized {
+        // QuantizeLinear would move in front of the pooling, where there is more to do and the integer kernel is slow.
+        if !looks_quantized && !node_.is("MaxPool") {
             return;
         }
         let mut guard = node("LeakyRelu", &format!("{value}_shield"), &[], &[value]);
@@ -268,7 +273,41 @@ impl<'p, 'm> Emitter<'p, 'm> {
         if let Some((values, bias_scale)) = &quantized.bias {
             new.input[2] = self.bias(&new.input[2], site.id, values, bias_scale, nodes);
         }
+        if new.op_type() == "MatMul" && !self.is_written_as_integers(site, site.outputs[0]) {
+            self.bias_behind(site, input_scale, &quantized)?;
+        }
         self.weights.insert(site.id, quantized);
+        Ok(())
+    }
+
+    /// The bias that an `Add` puts on a `MatMul`.
+    ///
+    /// ONNX Runtime makes a `Gemm` of the two where it knows that the operands are matrices, and has an integer `Gemm`
+    /// only for an int32 bias. Where it does not know, it adds in float, and a float bias is the quicker one.
+    fn bias_behind(&mut self, site: &Site<'m>, input_scale: f32, quantized: &QuantizedWeights) -> Result<()> {
+        let plan = self.plan;
+        let becomes_gemm = plan.static_shapes || (plan.rank)(site.inputs[0]) == Some(2);
+        let Some(add) = plan.graph.sole_consumer(site.outputs[0]).filter(|_| becomes_gemm) else {
+            return Ok(());
+        };
+        let original = plan.graph.node(add);
+        let is_site = plan.sites.of_node(add).is_some_and(|i| plan.int8[i]);
+        let constant =
+            |name: &&String| plan.graph.constant(name).is_some_and(|t| t.dims.len() == 1 && is_float(t));
+        let Some(bias) = original.input.iter().find(constant) else { return Ok(()) };
+        let values = floats(plan.graph.constant(bias).expect("just found"))?;
+        if !original.is("Add") || is_site || values.len() != quantized.dims[1] {
+            return Ok(());
+        }
+        let scale: Vec<f32> = quantized.params.scale.iter().copied().cycle().take(values.len()).collect();
+        let (integers, bias_scale) = weights::quantize_bias(&values, input_scale, &scale);
+        let mut nodes = Vec::new();
+        let output = self.bias(bias, site.id, &integers, &bias_scale, &mut nodes);
+        let mut new = original.clone();
+        new.input =
+            original.input.iter().map(|i| if i == bias { output.clone() } else { i.clone() }).collect();
+        nodes.push(new);
+        self.patch.replace(add, nodes);
         Ok(())
     }
 

@@ -5,6 +5,9 @@
 //! | operator | noise from errors of variance σ² in its input | from errors of variance ω² in its weights |
 //! |---|---|---|
 //! | product by weights w | σ² · mean over output channels of Σ w² | mean of x² · mean over output channels of Σ ω² |
+//! | product of two activations x, y | σ² · mean of y² | |
+//! | average of n values | σ² / n | |
+//! | sigmoid, hard-sigmoid | σ² · (largest slope)² | |
 //! | anything else | σ² | |
 //!
 //! The sum over a network is a good estimate of the noise in its output: errors of different layers are independent,
@@ -55,7 +58,8 @@ pub(crate) fn estimate<'m>(
         let relative = |noise: f64| if signal > 0.0 { noise / signal } else { 0.0 };
         let gain = Gain::of(graph, site)?;
         for &value in &site.inputs {
-            let noise = relative(error(value).unwrap_or(0.0) * gain.squared_weights);
+            let gain = gain.squared_weights * slope_squared(graph, site, value, calibration);
+            let noise = relative(error(value).unwrap_or(0.0) * gain);
             let worst = values.entry(value).or_default();
             *worst = worst.max(noise);
         }
@@ -74,7 +78,32 @@ pub(crate) fn estimate<'m>(
     Ok(Noise { values, weights })
 }
 
-/// What an operator does to the variance of errors.
+/// What an operator without weights does to the variance of errors in `value`.
+fn slope_squared(graph: &Graph, site: &Site, value: &str, calibration: &Calibration) -> f64 {
+    let node = graph.node(site.id);
+    let power = |operand: &&String| match graph.constant(operand) {
+        Some(constant) => floats(constant).map_or(1.0, |v| mean_square(&v)),
+        None => calibration.get(operand).map_or(1.0, Observer::power),
+    };
+    match site.op.op_type {
+        "Mul" => {
+            node.input.iter().filter(|operand| *operand != value).map(|operand| power(&operand)).product()
+        }
+        "GlobalAveragePool" | "AveragePool" => {
+            let (read, made) = (calibration.elements(value), calibration.elements(site.outputs[0]));
+            if read > made { made / read } else { 1.0 }
+        }
+        "Sigmoid" => 1.0 / 16.0,
+        "HardSigmoid" => f64::from(node.float("alpha", 0.2)).powi(2),
+        _ => 1.0,
+    }
+}
+
+fn mean_square(values: &[f32]) -> f64 {
+    values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / values.len().max(1) as f64
+}
+
+/// What multiplying by weights does to the variance of errors.
 struct Gain {
     squared_weights: f64,
     squared_weight_errors: f64,

@@ -39,7 +39,32 @@ pub(crate) fn best(
     elements: impl Fn(&str) -> f64,
 ) -> Assignment {
     let costs: Vec<Cost> = sites.all.iter().map(|site| cost(graph, site, &elements)).collect();
-    let price_of_noise = TIME_PER_NOISE * costs.iter().map(|cost| cost.float).sum::<f64>();
+    let price_of_noise = std::env::var("TPN").ok().and_then(|v| v.parse().ok()).unwrap_or(TIME_PER_NOISE)
+        * costs.iter().map(|cost| cost.float).sum::<f64>();
+    if std::env::var("DBG").is_ok() {
+        let mut v: Vec<_> = noise.values.iter().map(|(k, v)| (*v, k.to_string())).collect();
+        v.sort_by(|a, b| b.0.total_cmp(&a.0));
+        eprintln!(
+            "sum {:.4} weights {:.4}",
+            v.iter().map(|x| x.0).sum::<f64>(),
+            noise.weights.iter().sum::<f64>()
+        );
+        for (n, k) in v.iter().take(14) {
+            eprintln!("  {n:.5} {k}");
+        }
+        let mut c: Vec<_> = costs.iter().enumerate().map(|(i, c)| (c.float, c.int8, i)).collect();
+        c.sort_by(|a, b| b.0.total_cmp(&a.0));
+        for (f, q, i) in c.iter().take(12) {
+            eprintln!(
+                "  cost float {:.0} int8 {:.0} us {} {}",
+                f / 1e3,
+                q / 1e3,
+                sites.all[*i].op.op_type,
+                sites.all[*i].outputs[0]
+            );
+        }
+        eprintln!("total float {:.0} us", costs.iter().map(|c| c.float).sum::<f64>() / 1e3);
+    }
     let mut network = Network::new(sites.all.len());
     for (i, cost) in costs.iter().enumerate() {
         let int8 = cost.int8 + price_of_noise * noise.weights[i];

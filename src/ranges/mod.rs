@@ -15,6 +15,12 @@ pub use noise::NoiseModel;
 use crate::observer::Observer;
 use crate::qparams::{Range, Scheme};
 
+/// What clipping counts in [`Method::Auto`].
+#[allow(non_snake_case)]
+fn CLIPPING() -> f64 {
+    std::env::var("CLIPW").ok().and_then(|v| v.parse().ok()).unwrap_or(8.0)
+}
+
 /// How to choose the range.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Method {
@@ -26,6 +32,9 @@ pub enum Method {
     Entropy,
     /// The smallest mean squared error.
     Mse,
+    /// The smallest mean squared error, where an error by clipping counts [`CLIPPING`] times: what is rare and large
+    /// often decides.
+    Auto,
     /// Huawei's "input feature map reconstruction": the smallest squared error among 61 ranges around the extremes.
     Ifmr,
 }
@@ -46,7 +55,8 @@ pub fn range(observer: &Observer, method: Method, scheme: Scheme) -> Range {
         Method::MinMax => full,
         Method::Percentile(p) => percentile::range(observer, p, scheme),
         Method::Entropy => entropy::range(observer, full, scheme),
-        Method::Mse => mse::range(observer, full, scheme),
+        Method::Mse => mse::range(observer, full, scheme, 1.0),
+        Method::Auto => mse::range(observer, full, scheme, CLIPPING()),
         Method::Ifmr => ifmr::range(observer, scheme),
     }
 }

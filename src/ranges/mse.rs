@@ -12,9 +12,10 @@ const STEP: f32 = 0.957_603_3; // 2^(−1/16)
 /// The scan ends at `STEP` to this power, 2⁻²⁰, or earlier: see [`Search::scan`].
 const MAX_STEPS: i32 = 320;
 
-pub(super) fn range(observer: &Observer, full: Range, scheme: Scheme) -> Range {
+/// `clipping` is what a squared error by clipping counts, compared with one by rounding.
+pub(super) fn range(observer: &Observer, full: Range, scheme: Scheme, clipping: f64) -> Range {
     let model = NoiseModel::new(observer);
-    let mut search = Search { model, scheme, best: full, noise: f64::INFINITY };
+    let mut search = Search { model, scheme, clipping, best: full, noise: f64::INFINITY };
     search.line(|t| Range { min: full.min * t, max: full.max * t });
     if scheme == Scheme::Asymmetric && full.min < 0.0 && full.max > 0.0 {
         for _ in 0..2 {
@@ -30,6 +31,7 @@ pub(super) fn range(observer: &Observer, full: Range, scheme: Scheme) -> Range {
 struct Search {
     model: NoiseModel,
     scheme: Scheme,
+    clipping: f64,
     best: Range,
     noise: f64,
 }
@@ -72,7 +74,11 @@ impl Search {
     /// Noise and scale of a range, which is remembered if it is the best so far.
     fn evaluate(&mut self, range: Range) -> (f64, f64) {
         let grid = Grid::new(range, self.scheme);
-        let noise = self.model.noise(grid);
+        let mut noise = self.model.noise(grid);
+        if self.clipping != 1.0 {
+            let Range { min, max } = grid.covers();
+            noise += (self.clipping - 1.0) * self.model.clipping(min.into(), max.into());
+        }
         if noise < self.noise {
             (self.best, self.noise) = (range, noise);
         }

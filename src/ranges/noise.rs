@@ -82,6 +82,23 @@ impl NoiseModel {
         let sum = block_noise(&self.blocks[..first], grid) + block_noise(&self.blocks[last..], grid) + lost;
         sum / self.total.max(1.0)
     }
+
+    /// The part of [`noise`](Self::noise) that comes from values outside of `lo..=hi`: the mean of their squared distance
+    /// from it.
+    pub fn clipping(&self, lo: f64, hi: f64) -> f64 {
+        let below = self.blocks.iter().take_while(|block| block.lo[0] < lo);
+        let above = self.blocks.iter().rev().take_while(|block| block.hi[LANES - 1] > hi);
+        let mut sum = 0.0;
+        for (block, limit) in below.map(|b| (b, lo)).chain(above.map(|b| (b, hi))) {
+            for i in 0..LANES {
+                // The mean of (t − limit)² for t uniform between u + limit and v + limit, what is inside cut off.
+                let outside = |t: f64| if limit == lo { (t - lo).min(0.0) } else { (t - hi).max(0.0) };
+                let (u, v) = (outside(block.lo[i]), outside(block.hi[i]));
+                sum += block.count[i] * (u * u + u * v + v * v) / 3.0;
+            }
+        }
+        sum / self.total.max(1.0)
+    }
 }
 
 /// `1.5 × 2⁵²`: adding and subtracting it rounds to the nearest integer.
