@@ -8,6 +8,7 @@
 
 mod cost;
 mod dynamic;
+mod embedding;
 mod emit;
 mod noise;
 mod plan;
@@ -21,7 +22,7 @@ use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
-use crate::patch::apply;
+use crate::patch::{Patch, apply};
 use crate::qparams::{QuantParams, Scheme};
 use crate::ranges::Method;
 pub use dynamic::quantize_dynamic;
@@ -62,6 +63,23 @@ pub struct LayerRecord {
     pub inputs: Vec<TensorRecord>,
     /// What it makes.
     pub outputs: Vec<TensorRecord>,
+}
+
+impl LayerRecord {
+    /// The record of a node that stays float, or of which no more is known than that it does not.
+    fn unquantized(graph: &Graph, id: NodeId, reason: String) -> Self {
+        let node = graph.node(id);
+        Self {
+            name: node.label().to_owned(),
+            op_type: node.op_type().to_owned(),
+            quantized: false,
+            reason,
+            macs: None,
+            weight_sqnr_db: None,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+        }
+    }
 }
 
 /// How one activation is quantized.
@@ -123,7 +141,7 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
         rank: &|value| calibration.rank(value),
         static_shapes: graph.has_static_inputs(),
     };
-    let emitted = emit::emit(&plan)?;
+    let mut emitted = emit::emit(&plan)?;
     let report = Reporter { graph: &graph, sites: &sites, calibration, activations: &activations };
     let mut layers = Vec::new();
     for (i, site) in sites.all.iter().enumerate() {
@@ -135,11 +153,38 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
         let sqnr = emitted.weights.get(&site.id).map(|w| w.sqnr_db);
         layers.push((site.id, report.layer(i, int8[i], reason, sqnr)));
     }
-    layers.extend(sites.rejected.iter().map(|(id, reason)| (*id, report.rejected(*id, reason))));
+    layers.extend(embeddings(&graph, &options.exclude, &mut emitted.patch)?);
+    layers.extend(
+        sites
+            .rejected
+            .iter()
+            .map(|(id, reason)| (*id, LayerRecord::unquantized(&graph, *id, reason.clone()))),
+    );
     layers.sort_by_key(|(id, _)| *id);
     let layers = layers.into_iter().map(|(_, layer)| layer).collect();
     let notes = notes(&graph, calibration, &emitted);
     Ok(Quantized { model: apply(model, emitted.patch)?, layers, notes })
+}
+
+/// Quantizes the embedding tables; returns a record for each look-up.
+fn embeddings(
+    graph: &Graph,
+    exclude: &HashSet<String>,
+    patch: &mut Patch,
+) -> Result<Vec<(NodeId, LayerRecord)>> {
+    let mut layers = Vec::new();
+    for id in 0..graph.nodes().len() {
+        let Some(verdict) = embedding::verdict(graph, id) else { continue };
+        let excluded = exclude.contains(graph.node(id).label());
+        let verdict = if excluded { Err("excluded by the configuration".to_owned()) } else { verdict };
+        let mut layer = LayerRecord::unquantized(graph, id, verdict.clone().err().unwrap_or_default());
+        if verdict.is_ok() {
+            layer.weight_sqnr_db = Some(embedding::quantize(graph, id, patch)?);
+            layer.quantized = true;
+        }
+        layers.push((id, layer));
+    }
+    Ok(layers)
 }
 
 fn check_opset(model: &Model) -> Result<()> {
@@ -229,20 +274,6 @@ impl Reporter<'_, '_> {
             weight_sqnr_db,
             inputs: tensors(&site.inputs),
             outputs: tensors(&site.outputs),
-        }
-    }
-
-    fn rejected(&self, id: NodeId, reason: &str) -> LayerRecord {
-        let node = self.graph.node(id);
-        LayerRecord {
-            name: node.label().to_owned(),
-            op_type: node.op_type().to_owned(),
-            quantized: false,
-            reason: reason.to_owned(),
-            macs: None,
-            weight_sqnr_db: None,
-            inputs: Vec::new(),
-            outputs: Vec::new(),
         }
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -155,8 +154,13 @@ def quantize(
     names = [name for name, _ in prepared.nodes]
     notes += [f"exclude: no node is called '{name}'" for name in config.unused_exclusions(names)]
     report = _report(
-        source, quantized, layers, notes + found, config,
-        scheme=scheme if calibration else "dynamic", target=target,
+        source,
+        quantized,
+        layers,
+        notes + found,
+        config,
+        scheme=scheme if calibration else "dynamic",
+        target=target,
         samples=calibration.samples if calibration else None,
         seconds=time.perf_counter() - started,
     )
@@ -230,5 +234,3 @@ def _report(
         versions={"rustq": _rustq.__version__},
         **facts,
     )
-
-

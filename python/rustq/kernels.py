@@ -85,9 +85,7 @@ def fake_quantize(
     dtype = _known(dtype)
     values = _contiguous(x, np.float32)
     scales, zeros = _parameters(scale, zero_point, dtype)
-    return _array(
-        _rustq.fake_quantize(values, scales, zeros, _axis(axis, values), *_LIMITS[dtype])
-    )
+    return _array(_rustq.fake_quantize(values, scales, zeros, _axis(axis, values), *_LIMITS[dtype]))
 
 
 def min_max(x: ArrayLike) -> tuple[float, float]:

@@ -117,9 +117,7 @@ class QuantizedModel(Model):
         calibration: what was seen of the activations; `None` after dynamic quantization.
     """
 
-    def __init__(
-        self, core: _rustq.Model, report: Report, calibration: Calibration | None
-    ) -> None:
+    def __init__(self, core: _rustq.Model, report: Report, calibration: Calibration | None) -> None:
         super().__init__(core)
         self.report = report
         self.calibration = calibration
@@ -130,13 +128,12 @@ def _value(name: str, element_type: int, shape: list[int | str | None] | None) -
     return Value(name, dtype, None if shape is None else tuple(shape))
 
 
-_ELEMENT_TYPES: dict[int, str] = dict(
-    enumerate(
-        "FLOAT UINT8 INT8 UINT16 INT16 INT32 INT64 STRING BOOL FLOAT16 DOUBLE UINT32 UINT64"
-        " COMPLEX64 COMPLEX128 BFLOAT16".split(),
-        start=1,
-    )
-)
+# fmt: off
+_ELEMENT_TYPES = dict(enumerate((
+    "FLOAT", "UINT8", "INT8", "UINT16", "INT16", "INT32", "INT64", "STRING", "BOOL",
+    "FLOAT16", "DOUBLE", "UINT32", "UINT64", "COMPLEX64", "COMPLEX128", "BFLOAT16",
+), start=1))
+# fmt: on
 """`TensorProto.DataType`, without importing onnx for it."""
 
 

@@ -64,9 +64,7 @@ class Observation:
         floats = ("tensor(float)", "tensor(float16)", "tensor(double)")
         self._names = [o.name for o in self.session.get_outputs() if o.type in floats and wanted]
 
-    def run(
-        self, feeds: Iterable[Feed], calibration: _rustq.Calibration, report: Progress
-    ) -> None:
+    def run(self, feeds: Iterable[Feed], calibration: _rustq.Calibration, report: Progress) -> None:
         """Runs every feed and adds what it saw to `calibration`.
 
         Raises:

@@ -25,23 +25,19 @@ pub fn quantize_dynamic(model: &Model, per_channel: bool, exclude: &HashSet<Stri
     let graph = Graph::new(model.graph());
     let mut writer = Writer { graph: &graph, patch: Patch::default(), inputs: HashMap::new() };
     let mut layers = Vec::new();
-    for (id, node) in graph.nodes().iter().enumerate() {
+    for id in 0..graph.nodes().len() {
         let Some(verdict) = verdict(&graph, id, exclude) else { continue };
         let weight_sqnr_db = match &verdict {
             Ok(()) => Some(writer.product(id, per_channel)?),
             Err(_) => None,
         };
-        layers.push(LayerRecord {
-            name: node.label().to_owned(),
-            op_type: node.op_type().to_owned(),
-            quantized: verdict.is_ok(),
-            reason: verdict.err().unwrap_or_default(),
-            macs: None,
-            weight_sqnr_db,
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-        });
+        let quantized = verdict.is_ok();
+        let layer = LayerRecord::unquantized(&graph, id, verdict.err().unwrap_or_default());
+        layers.push((id, LayerRecord { quantized, weight_sqnr_db, ..layer }));
     }
+    layers.extend(super::embeddings(&graph, exclude, &mut writer.patch)?);
+    layers.sort_by_key(|(id, _)| *id);
+    let layers = layers.into_iter().map(|(_, layer)| layer).collect();
     Ok(Quantized { model: apply(model, writer.patch)?, layers, notes: Vec::new() })
 }
 

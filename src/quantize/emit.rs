@@ -5,17 +5,18 @@
 //! * A value made in float keeps its name; only the integer kernels read the pair behind it.
 //! * Weights are int8 initializers behind a DequantizeLinear, biases int32 with the scale of the kernel's sums.
 
+mod operands;
+
 use std::collections::{HashMap, HashSet};
 
 use super::sites::{Site, Sites};
-use super::weights::{self, QuantizedWeights};
+use super::weights::QuantizedWeights;
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
-use crate::onnx::NodeProto;
-use crate::ops::Role;
-use crate::patch::{Patch, float_attribute, int_attribute, node};
-use crate::qparams::{Dtype, QuantParams, Range, Scheme};
-use crate::tensor::{floats, is_float, shape, tensor};
+use crate::onnx::{NodeProto, TensorProto};
+use crate::patch::{Patch, float_attribute, node};
+use crate::qparams::{Dtype, QuantParams, Scheme};
+use crate::tensor::tensor;
 
 /// Float operators that ONNX Runtime fuses with the DequantizeLinear before and the QuantizeLinear behind them.
 const FUSED_FROM_FLOAT: &[&str] = &[
@@ -48,6 +49,26 @@ pub(crate) struct Plan<'p, 'm> {
     pub static_shapes: bool,
 }
 
+impl Plan<'_, '_> {
+    /// Whether a `QuantizeLinear` belongs behind an output: always, unless the kernel hands out floats and only
+    /// float operators want them.
+    fn is_written_as_integers(&self, site: &Site, value: &str) -> bool {
+        !site.op.float_output || self.has_integer_reader(value)
+    }
+
+    fn is_made_of_integers(&self, value: &str) -> bool {
+        let producer = self.sites.producer(self.graph, value);
+        producer.is_some_and(|i| self.int8[i] && self.is_written_as_integers(&self.sites.all[i], value))
+    }
+
+    fn has_integer_reader(&self, value: &str) -> bool {
+        let reads = |&id: &NodeId| {
+            self.sites.of_node(id).is_some_and(|i| self.int8[i] && self.sites.all[i].inputs.contains(&value))
+        };
+        self.graph.consumers(value).iter().any(reads)
+    }
+}
+
 /// The edit, and the weights that went into it by node.
 pub(crate) struct Emitted {
     pub patch: Patch,
@@ -59,10 +80,15 @@ pub(crate) struct Emitted {
 /// # Errors
 /// [`crate::Error::Tensor`] when weights cannot be quantized.
 pub(crate) fn emit(plan: &Plan) -> Result<Emitted> {
-    let mut emitter =
-        Emitter { plan, patch: Patch::default(), weights: HashMap::new(), zero_points: HashSet::new() };
-    for id in 0..plan.graph.nodes().len() {
-        emitter.node(id)?;
+    let mut emitter = Emitter {
+        plan,
+        patch: Patch::default(),
+        weights: HashMap::new(),
+        names: HashMap::new(),
+        shared: HashSet::new(),
+    };
+    for (site, _) in plan.sites.all.iter().zip(plan.int8).filter(|(_, int8)| **int8) {
+        emitter.site(site)?;
     }
     for value in plan.sites.values() {
         emitter.quantized_input(value);
@@ -74,91 +100,80 @@ struct Emitter<'p, 'm> {
     plan: &'p Plan<'p, 'm>,
     patch: Patch,
     weights: HashMap<NodeId, QuantizedWeights>,
-    zero_points: HashSet<String>,
+    /// New names, which must differ from all of the model's.
+    names: HashMap<String, String>,
+    /// Constants that several nodes use.
+    shared: HashSet<String>,
 }
 
-impl<'p, 'm> Emitter<'p, 'm> {
-    /// Rewrites one node: its integer inputs, its weights, and the pair behind its output.
-    fn node(&mut self, id: NodeId) -> Result<()> {
+impl<'m> Emitter<'_, 'm> {
+    /// Rewrites the nodes of one site: its integer inputs, its weights, and the pairs behind its outputs.
+    fn site(&mut self, site: &Site<'m>) -> Result<()> {
         let plan = self.plan;
-        let site = plan.sites.of_node(id).map(|i| (&plan.sites.all[i], plan.int8[i]));
-        let Some((site, true)) = site else { return Ok(()) };
         let mut nodes = Vec::new();
-        let mut new = plan.graph.node(id).clone();
-        if site.id == id {
-            self.inputs(site, &mut new, &mut nodes)?;
-        }
-        let pairs: Vec<_> = if site.last_node() == id {
-            site.outputs
-                .iter()
-                .filter(|value| self.is_written_as_integers(site, value))
-                .map(|&value| value)
-                .collect()
-        } else {
-            Vec::new()
+        let mut operator = plan.graph.node(site.id).clone();
+        self.operands(site, &mut operator, &mut nodes)?;
+        let Some(clip) = site.clip else {
+            self.outputs(site, operator, &mut nodes);
+            self.patch.replace(site.id, nodes);
+            return Ok(());
         };
-        for output in &mut new.output {
-            if pairs.contains(&output.as_str()) {
-                *output = format!("{output}_float");
-            }
+        let inner = operator.output[0].clone();
+        nodes.push(operator);
+        let mut clip_node = plan.graph.node(clip).clone();
+        let mut behind = Vec::new();
+        let integers = plan.is_written_as_integers(site, site.outputs[0]);
+        if plan.scheme == Scheme::Symmetric && integers {
+            clip_node = self.clip_on_integers(site.outputs[0], &inner, clip_node, &mut behind);
         }
-        nodes.push(new);
-        for value in pairs {
-            let [quantize, dequantize] = self.pair(value, &format!("{value}_float"), value);
-            nodes.extend([quantize, dequantize]);
-        }
-        self.patch.replace(id, nodes);
+        self.outputs(site, clip_node, &mut behind);
+        self.patch.replace(site.id, nodes);
+        self.patch.replace(clip, behind);
         Ok(())
     }
 
-    /// Whether a `QuantizeLinear` belongs behind an output: always, unless the kernel hands out floats and only
-    /// float operators want them.
-    fn is_written_as_integers(&self, site: &Site, value: &str) -> bool {
-        !site.op.float_output || self.has_integer_reader(value)
-    }
-
-    fn has_integer_reader(&self, value: &str) -> bool {
-        let plan = self.plan;
-        let reads = |&id: &NodeId| {
-            plan.sites.of_node(id).is_some_and(|i| plan.int8[i] && plan.sites.all[i].inputs.contains(&value))
-        };
-        plan.graph.consumers(value).iter().any(reads)
-    }
-
-    /// Points the inputs of an integer kernel at dequantized values.
-    fn inputs(&mut self, site: &Site<'m>, new: &mut NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
-        let plan = self.plan;
-        for index in 0..site.op.activations.min(new.input.len()) {
-            let value = new.input[index].clone();
-            if plan.graph.initializer(&value).is_some() {
-                new.input[index] = self.constant(&value, site.id, nodes)?;
-            } else if !self.is_made_of_integers(&value) {
-                new.input[index] = dequantized(&value);
+    /// The last node of a site, with a pair behind each output that is written as integers.
+    fn outputs(&mut self, site: &Site<'m>, mut last: NodeProto, nodes: &mut Vec<NodeProto>) {
+        let written = |value: &&&str| self.plan.is_written_as_integers(site, value);
+        let written: Vec<&str> = site.outputs.iter().filter(written).copied().collect();
+        for output in &mut last.output {
+            if written.contains(&output.as_str()) {
+                *output = self.name(&format!("{output}_float"));
             }
         }
-        match site.op.role {
-            Role::Linear => self.linear(site, new, nodes)?,
-            Role::Saturating => self.saturating(site, new, nodes),
-            _ => {}
+        nodes.push(last);
+        for value in written {
+            let input = self.name(&format!("{value}_float"));
+            nodes.extend(self.pair(value, value, &input, value));
         }
-        Ok(())
     }
 
-    fn is_made_of_integers(&self, value: &str) -> bool {
-        let plan = self.plan;
-        plan.sites
-            .producer(plan.graph, value)
-            .is_some_and(|i| plan.int8[i] && self.is_written_as_integers(&plan.sites.all[i], value))
+    /// A clip at 0 in the symmetric scheme, where 0 is in the middle of the integers and saturation cannot stand in for
+    /// it: a pair with the scale of the result, whose saturation is the upper bound, and a `LeakyRelu` with slope 0,
+    /// for which there is an integer kernel.
+    fn clip_on_integers(
+        &mut self,
+        value: &str,
+        inner: &str,
+        clip: NodeProto,
+        nodes: &mut Vec<NodeProto>,
+    ) -> NodeProto {
+        let unclipped = self.name(&format!("{inner}_dequantized"));
+        nodes.extend(self.pair(value, inner, inner, &unclipped));
+        let mut relu = node("LeakyRelu", clip.name(), &[&unclipped], &[&clip.output[0]]);
+        relu.attribute.push(float_attribute("alpha", 0.0));
+        relu
     }
 
     /// A float value that integer kernels read: its pair, right where it is made.
     fn quantized_input(&mut self, value: &str) {
-        if !self.has_integer_reader(value) || self.is_made_of_integers(value) {
+        if !self.plan.has_integer_reader(value) || self.plan.is_made_of_integers(value) {
             return;
         }
         self.shield(value);
         let position = self.plan.graph.producer(value).map_or(0, |id| id + 1);
-        for new in self.pair(value, value, &dequantized(value)) {
+        let output = self.dequantized(value);
+        for new in self.pair(value, value, value, &output) {
             self.patch.insert(position, new);
         }
     }
@@ -171,238 +186,75 @@ impl<'p, 'm> Emitter<'p, 'm> {
     fn shield(&mut self, value: &str) {
         let graph = self.plan.graph;
         let Some(last) = graph.producer(value) else { return };
-        let behind_relu =
-            graph.node(last).is("Relu").then(|| graph.producer(&graph.node(last).input[0])).flatten();
-        let operator = behind_relu.unwrap_or(last);
-        let node_ = graph.node(operator);
-        let looks_quantized = FUSED_FROM_FLOAT.iter().any(|op_type| node_.is(op_type))
-            && node_.input.first().is_some_and(|input| self.is_made_of_integers(input));
+        let relu = graph.node(last).is("Relu").then(|| graph.producer(&graph.node(last).input[0])).flatten();
+        let operator = relu.unwrap_or(last);
+        let shielded = graph.node(operator);
+        let looks_quantized = FUSED_FROM_FLOAT.iter().any(|op_type| shielded.is(op_type))
+            && shielded.input.first().is_some_and(|input| self.plan.is_made_of_integers(input));
         // QuantizeLinear would move in front of the pooling, where there is more to do and the integer kernel is slow.
-        if !looks_quantized && !node_.is("MaxPool") {
+        if !looks_quantized && !shielded.is("MaxPool") {
             return;
         }
-        let mut guard = node("LeakyRelu", &format!("{value}_shield"), &[], &[value]);
-        guard.attribute.push(float_attribute("alpha", if behind_relu.is_some() { 0.0 } else { 1.0 }));
-        if behind_relu.is_some() {
-            guard.input = node_.output.clone();
-            self.patch.replace(last, vec![guard]);
+        let guard = |input: &str, slope: f32| {
+            let mut guard = node("LeakyRelu", &format!("{value}_shield"), &[input], &[value]);
+            guard.attribute.push(float_attribute("alpha", slope));
+            guard
+        };
+        if relu.is_some() {
+            self.patch.replace(last, vec![guard(&shielded.output[0], 0.0)]);
         } else {
-            let (mut operator_node, inner) = (node_.clone(), format!("{value}_unshielded"));
-            guard.input = vec![inner.clone()];
-            operator_node.output = vec![inner];
-            self.patch.replace(operator, vec![operator_node, guard]);
+            let inner = self.name(&format!("{value}_unshielded"));
+            let guard = guard(&inner, 1.0);
+            self.patch.replace(operator, vec![NodeProto { output: vec![inner], ..shielded.clone() }, guard]);
         }
     }
 
-    /// QuantizeLinear from `input` and DequantizeLinear to `output`, with the parameters of `value`.
-    fn pair(&mut self, value: &str, input: &str, output: &str) -> [NodeProto; 2] {
+    /// QuantizeLinear from `input` and DequantizeLinear to `output`, with the parameters of `value`; the integers are
+    /// named after `base`.
+    fn pair(&mut self, value: &str, base: &str, input: &str, output: &str) -> [NodeProto; 2] {
         let params = &self.plan.activations[value];
-        let (scale, zero) = (format!("{value}_scale"), self.zero_point(params));
-        let integers = format!("{value}_quantized");
-        self.patch.initializer(tensor(&scale, &[], &params.scale));
+        let (scale, zero) = (self.scale(value, params), self.zero_point(params));
+        let integers = self.name(&format!("{base}_quantized"));
+        let label = |op_type: &str| format!("{base}_{op_type}");
         [
-            node("QuantizeLinear", &format!("{value}_QuantizeLinear"), &[input, &scale, &zero], &[&integers]),
-            node(
-                "DequantizeLinear",
-                &format!("{value}_DequantizeLinear"),
-                &[&integers, &scale, &zero],
-                &[output],
-            ),
+            node("QuantizeLinear", &label("QuantizeLinear"), &[input, &scale, &zero], &[&integers]),
+            node("DequantizeLinear", &label("DequantizeLinear"), &[&integers, &scale, &zero], &[output]),
         ]
     }
 
-    /// The initializer of a scalar zero point, shared by all tensors that have the same.
+    /// The name of `value` behind its pair, if it is made in float.
+    fn dequantized(&mut self, value: &str) -> String {
+        self.name(&format!("{value}_dequantized"))
+    }
+
+    /// `name`, or something like it if the model has such a value already.
+    fn name(&mut self, name: &str) -> String {
+        let fresh = || self.plan.graph.fresh(name, None);
+        self.names.entry(name.to_owned()).or_insert_with(fresh).clone()
+    }
+
+    /// The scalar scale of an activation.
+    fn scale(&mut self, value: &str, params: &QuantParams) -> String {
+        self.constant(&format!("{value}_scale"), || tensor("", &[], &params.scale))
+    }
+
+    /// The scalar zero point of an activation, shared by all that have the same.
     fn zero_point(&mut self, params: &QuantParams) -> String {
         let value = params.zero_point[0];
-        let (name, new) = match params.dtype {
-            Dtype::Uint8 => (format!("zero_point_u{value}"), tensor("", &[], &[value as u8])),
-            _ => (format!("zero_point_i{value}"), tensor("", &[], &[value as i8])),
-        };
-        if self.zero_points.insert(name.clone()) {
-            self.patch.initializer(crate::onnx::TensorProto { name: Some(name.clone()), ..new });
+        match params.dtype {
+            Dtype::Uint8 => {
+                self.constant(&format!("zero_point_u{value}"), || tensor("", &[], &[value as u8]))
+            }
+            _ => self.constant(&format!("zero_point_i{value}"), || tensor("", &[], &[value as i8])),
+        }
+    }
+
+    /// The initializer called `name`, made when it is first asked for.
+    fn constant(&mut self, name: &str, make: impl FnOnce() -> TensorProto) -> String {
+        let name = self.name(name);
+        if self.shared.insert(name.clone()) {
+            self.patch.initializer(TensorProto { name: Some(name.clone()), ..make() });
         }
         name
-    }
-
-    /// The int8 zero points of weights, shared: without them ONNX Runtime does not fuse a `Gemm`.
-    fn zeros(&mut self, count: Option<usize>) -> String {
-        let name = count.map_or("zero_point_i0".to_owned(), |count| format!("zero_points_{count}"));
-        if self.zero_points.insert(name.clone()) {
-            self.patch.initializer(tensor(&name, count.as_slice(), &vec![0_i8; count.unwrap_or(1)]));
-        }
-        name
-    }
-
-    /// A constant operand on a grid of its own, in the type of the activations.
-    fn constant(&mut self, name: &str, reader: NodeId, nodes: &mut Vec<NodeProto>) -> Result<String> {
-        let Some(constant) = self.plan.graph.initializer(name) else { return Ok(name.to_owned()) };
-        let values = floats(constant)?;
-        let (min, max) = crate::kernels::min_max(&values).unwrap_or((0.0, 0.0));
-        let params = QuantParams::new(Range { min, max }, self.plan.scheme);
-        let (integers, scale) = (format!("{name}_quantized"), format!("{name}_scale"));
-        self.patch.initializer(integer_tensor(&integers, &shape(constant)?, &values, &params));
-        self.patch.initializer(tensor(&scale, &[], &params.scale));
-        let zero = self.zero_point(&params);
-        let output = format!("{}_{reader}", dequantized(name));
-        nodes.push(node("DequantizeLinear", &output, &[&integers, &scale, &zero], &[&output]));
-        Ok(output)
-    }
-
-    /// Weights and bias of a multiplication.
-    fn linear(&mut self, site: &Site<'m>, new: &mut NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
-        let plan = self.plan;
-        let input_scale = plan.activations[site.inputs[0]].scale[0];
-        let quantized = weights::quantize(plan.graph, site.id, input_scale, plan.per_channel)?;
-        let base = &plan.graph.node(site.id).input[1];
-        // Two operators may share the weights but not the scale that their biases ask for.
-        let base =
-            if plan.graph.consumers(base).len() > 1 { format!("{base}_{}", site.id) } else { base.clone() };
-        let (integers, scale, output) =
-            (format!("{base}_quantized"), format!("{base}_scale"), dequantized(&base));
-        self.patch.initializer(tensor(&integers, &quantized.dims, &quantized.values));
-        let axis = quantized.params.axis;
-        let scale_dims = axis.map(|_| quantized.params.scale.len());
-        self.patch.initializer(tensor(&scale, scale_dims.as_slice(), &quantized.params.scale));
-        let mut dequantize =
-            with_axis(node("DequantizeLinear", &output, &[&integers, &scale], &[&output]), axis);
-        if site.op.op_type == "Gemm" {
-            dequantize.input.push(self.zeros(scale_dims));
-        }
-        nodes.push(dequantize);
-        new.input[1] = output;
-        if let Some((values, bias_scale)) = &quantized.bias {
-            new.input[2] = self.bias(&new.input[2], site.id, values, bias_scale, nodes);
-        }
-        if new.op_type() == "MatMul" && !self.is_written_as_integers(site, site.outputs[0]) {
-            self.bias_behind(site, input_scale, &quantized)?;
-        }
-        self.weights.insert(site.id, quantized);
-        Ok(())
-    }
-
-    /// The bias that an `Add` puts on a `MatMul`.
-    ///
-    /// ONNX Runtime makes a `Gemm` of the two where it knows that the operands are matrices, and has an integer `Gemm`
-    /// only for an int32 bias. Where it does not know, it adds in float, and a float bias is the quicker one.
-    fn bias_behind(&mut self, site: &Site<'m>, input_scale: f32, quantized: &QuantizedWeights) -> Result<()> {
-        let plan = self.plan;
-        let becomes_gemm = plan.static_shapes || (plan.rank)(site.inputs[0]) == Some(2);
-        let Some(add) = plan.graph.sole_consumer(site.outputs[0]).filter(|_| becomes_gemm) else {
-            return Ok(());
-        };
-        let original = plan.graph.node(add);
-        let is_site = plan.sites.of_node(add).is_some_and(|i| plan.int8[i]);
-        let constant =
-            |name: &&String| plan.graph.constant(name).is_some_and(|t| t.dims.len() == 1 && is_float(t));
-        let Some(bias) = original.input.iter().find(constant) else { return Ok(()) };
-        let values = floats(plan.graph.constant(bias).expect("just found"))?;
-        if !original.is("Add") || is_site || values.len() != quantized.dims[1] {
-            return Ok(());
-        }
-        let scale: Vec<f32> = quantized.params.scale.iter().copied().cycle().take(values.len()).collect();
-        let (integers, bias_scale) = weights::quantize_bias(&values, input_scale, &scale);
-        let mut nodes = Vec::new();
-        let output = self.bias(bias, site.id, &integers, &bias_scale, &mut nodes);
-        let mut new = original.clone();
-        new.input =
-            original.input.iter().map(|i| if i == bias { output.clone() } else { i.clone() }).collect();
-        nodes.push(new);
-        self.patch.replace(add, nodes);
-        Ok(())
-    }
-
-    /// An int32 bias behind its DequantizeLinear.
-    fn bias(
-        &mut self,
-        base: &str,
-        id: NodeId,
-        values: &[i32],
-        scale: &[f32],
-        nodes: &mut Vec<NodeProto>,
-    ) -> String {
-        let shared = self.plan.graph.consumers(base).len() > 1;
-        let base = if shared { format!("{base}_{id}") } else { base.to_owned() };
-        let (integers, scale_name, output) =
-            (format!("{base}_quantized"), format!("{base}_scale"), dequantized(&base));
-        self.patch.initializer(tensor(&integers, &[values.len()], values));
-        self.patch.initializer(tensor(&scale_name, &[scale.len()], scale));
-        nodes.push(with_axis(
-            node("DequantizeLinear", &output, &[&integers, &scale_name], &[&output]),
-            Some(0),
-        ));
-        output
-    }
-
-    /// `clip(α · x + β, 0, 1)` as an addition in int8: x is read on a scale α times as large, and saturation clips.
-    fn saturating(&mut self, site: &Site<'m>, new: &mut NodeProto, nodes: &mut Vec<NodeProto>) {
-        let original = self.plan.graph.node(site.id);
-        let (alpha, beta) = (original.float("alpha", 0.2), original.float("beta", 0.5));
-        let value = site.inputs[0];
-        let params = &self.plan.activations[value];
-        let output = new.output[0].clone();
-        let [scaled, scale] = ["scaled", "scaled_scale"].map(|part| format!("{output}_{part}"));
-        self.patch.initializer(tensor(&scale, &[], &[params.scale[0] * alpha]));
-        let zero = self.zero_point(params);
-        let integers = format!("{value}_quantized");
-        nodes.push(node("DequantizeLinear", &scaled, &[&integers, &scale, &zero], &[&scaled]));
-        let offset = format!("{output}_offset");
-        let offset_params =
-            QuantParams::new(Range { min: 0.0_f32.min(beta), max: 0.0_f32.max(beta) }, self.plan.scheme);
-        let offset_scale = format!("{offset}_scale");
-        self.patch.initializer(tensor(&offset_scale, &[], &offset_params.scale));
-        self.patch.initializer(integer_tensor(&format!("{offset}_quantized"), &[], &[beta], &offset_params));
-        let zero = self.zero_point(&offset_params);
-        nodes.push(node(
-            "DequantizeLinear",
-            &offset,
-            &[&format!("{offset}_quantized"), &offset_scale, &zero],
-            &[&offset],
-        ));
-        *new = node("Add", new.name(), &[&scaled, &offset], &[&output]);
-    }
-}
-
-fn dequantized(value: &str) -> String {
-    format!("{value}_dequantized")
-}
-
-fn with_axis(mut node: NodeProto, axis: Option<usize>) -> NodeProto {
-    // 1 is the default.
-    node.attribute.extend(axis.filter(|&axis| axis != 1).map(|axis| int_attribute("axis", axis as i64)));
-    node
-}
-
-fn integer_tensor(
-    name: &str,
-    dims: &[usize],
-    values: &[f32],
-    params: &QuantParams,
-) -> crate::onnx::TensorProto {
-    let grid = params.grid(0);
-    match params.dtype {
-        Dtype::Uint8 => {
-            let mut out = vec![0_u8; values.len()];
-            crate::kernels::quantize_clamped(
-                values,
-                grid.scale,
-                grid.zero_point,
-                grid.qmin,
-                grid.qmax,
-                &mut out,
-            );
-            tensor(name, dims, &out)
-        }
-        _ => {
-            let mut out = vec![0_i8; values.len()];
-            crate::kernels::quantize_clamped(
-                values,
-                grid.scale,
-                grid.zero_point,
-                grid.qmin,
-                grid.qmax,
-                &mut out,
-            );
-            tensor(name, dims, &out)
-        }
     }
 }

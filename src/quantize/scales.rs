@@ -19,15 +19,16 @@ pub(crate) fn activations<'m>(
     scheme: Scheme,
 ) -> HashMap<&'m str, QuantParams> {
     let mut params: HashMap<&str, QuantParams> = HashMap::new();
+    let of_value = |value: &str| of_value(value, calibration, method, scheme);
     for (site, _) in sites.all.iter().zip(int8).filter(|(_, int8)| **int8) {
         for &value in &site.inputs {
-            params.entry(value).or_insert_with(|| of_value(value, calibration, method, scheme));
+            params.entry(value).or_insert_with(|| of_value(value));
         }
         for &value in &site.outputs {
             let new = match site.op.role {
                 Role::Move => params[site.inputs[0]].clone(),
                 Role::Saturating => QuantParams::new(Range { min: 0.0, max: 1.0 }, scheme),
-                _ => of_value(value, calibration, method, scheme),
+                _ => of_value(value),
             };
             params.insert(value, new);
         }
@@ -35,7 +36,16 @@ pub(crate) fn activations<'m>(
     params
 }
 
+/// The parameters that calibration suggests for a value, which never reach beyond what was seen: a grid wider than the
+/// clip in front of it would leave the clip with something to do.
 fn of_value(value: &str, calibration: &Calibration, method: Method, scheme: Scheme) -> QuantParams {
-    let observed = calibration.get(value).map(|observer| range(observer, method, scheme));
-    QuantParams::new(observed.unwrap_or(Range::ZERO), scheme)
+    let chosen = calibration.get(value).map(|observer| {
+        let chosen = range(observer, method, scheme);
+        let seen = observer.range().map_or(Range::ZERO, Range::with_zero);
+        match scheme {
+            Scheme::Asymmetric => Range { min: chosen.min.max(seen.min), max: chosen.max.min(seen.max) },
+            Scheme::Symmetric => Range::symmetric(chosen.abs_max().min(seen.abs_max())),
+        }
+    });
+    QuantParams::new(chosen.unwrap_or(Range::ZERO), scheme)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::fold::activations::clip_bounds;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::ops::{Op, Role, op};
 use crate::tensor::is_float;
@@ -19,13 +20,6 @@ pub(crate) struct Site<'m> {
     pub outputs: Vec<&'m str>,
     /// The `Relu` or `Clip` right behind it.
     pub clip: Option<NodeId>,
-}
-
-impl Site<'_> {
-    /// The node whose output carries the result.
-    pub fn last_node(&self) -> NodeId {
-        self.clip.unwrap_or(self.id)
-    }
 }
 
 /// All sites that an int8 multiplication can be reached from, and why operators with weights are none.
@@ -151,14 +145,17 @@ pub(crate) fn constant_weights(graph: &Graph, id: NodeId, index: usize) -> Resul
     if bias_is_constant { Ok(()) } else { Err("its bias is not a constant".to_owned()) }
 }
 
-/// The clip behind `id` that saturation can replace: the only reader of the result, with constant bounds around 0.
+/// The clip behind `id` that saturation can replace: the only reader of the result, with the lower bound 0.
+///
+/// Another lower bound would need integers that end exactly there, which a rounded zero point does not grant.
 fn fused_clip(graph: &Graph, id: NodeId, producer: &Op) -> Option<NodeId> {
     if !matches!(producer.role, Role::Linear | Role::Arithmetic) {
         return None;
     }
-    let clip = graph.sole_consumer(graph.node(id).output.first()?)?;
+    let output = graph.node(id).output.first()?;
+    let clip = graph.sole_consumer(output)?;
     let node = graph.node(clip);
-    let bounded = |index: usize| node.input_at(index).is_none_or(|name| graph.constant(name).is_some());
-    let fuses = node.is("Relu") || node.is("Clip") && bounded(1) && bounded(2);
-    (fuses && node.input_at(0) == Some(graph.node(id).output[0].as_str())).then_some(clip)
+    let from_zero = || clip_bounds(graph, clip).is_some_and(|[min, max]| min == 0.0 && max > 0.0);
+    let fuses = node.is("Relu") || node.is("Clip") && from_zero();
+    (fuses && node.input_at(0) == Some(output.as_str())).then_some(clip)
 }

@@ -124,7 +124,7 @@ fn leave_room_for_bias(abs_max: &mut [f32], bias: &[f32], input_scale: f32) {
     }
 }
 
-fn finite(tensor: &TensorProto) -> Result<Vec<f32>> {
+pub(crate) fn finite(tensor: &TensorProto) -> Result<Vec<f32>> {
     let values = floats(tensor)?;
     match values.iter().position(|v| !v.is_finite()) {
         Some(at) => Err(Error::tensor(
@@ -165,7 +165,7 @@ impl Channels {
     }
 
     /// The integers, and the sum of the squared errors.
-    fn quantize(&self, values: &[f32], scale: &[f32]) -> (Vec<i8>, f64) {
+    pub fn quantize(&self, values: &[f32], scale: &[f32]) -> (Vec<i8>, f64) {
         let mut quantized = vec![0_i8; values.len()];
         let row = self.inner.max(1);
         let noise = if row == 1 {
