@@ -1,17 +1,22 @@
-//! How much noise the integers of a value, or of weights, add to the operator that uses them.
+//! How much noise the integers of a value, or of weights, put into what is computed from them.
 //!
-//! Noise is counted relative to the variance of the operator's result, with rounding errors taken as independent:
+//! Rounding errors are taken as independent of each other and of the signal, and noise is counted relative to the
+//! variance of the signal it comes with. An operator with the output y passes errors of variance σ² in its input x on
+//! as `gain · σ²`:
 //!
-//! | operator | noise from errors of variance σ² in its input | from errors of variance ω² in its weights |
-//! |---|---|---|
-//! | product by weights w | σ² · mean over output channels of Σ w² | mean of x² · mean over output channels of Σ ω² |
-//! | product of two activations x, y | σ² · mean of y² | |
-//! | average of n values | σ² / n | |
-//! | sigmoid, hard-sigmoid | σ² · (largest slope)² | |
-//! | anything else | σ² | |
+//! | operator | gain |
+//! |---|---|
+//! | product by weights w | mean over output channels of Σ w² |
+//! | product x · z | mean of z² |
+//! | average of n values | 1 / n |
+//! | concatenation | share of x in y |
+//! | sigmoid, hard-sigmoid | mean square of the slope over the values seen |
+//! | anything else that has an integer kernel | 1 |
 //!
-//! The sum over a network is a good estimate of the noise in its output: errors of different layers are independent,
-//! and a layer passes relative errors on about as they are.
+//! so that relative noise is multiplied by `gain · var x / var y`: it shrinks where the signal adds up coherently and
+//! grows where it cancels. This is done for the readers of a value alone. Going on to the output of the model would
+//! need statistics per channel: averages over a tensor exaggerate the gain of a few large weights on quiet channels,
+//! and the exaggerations multiply.
 
 use std::collections::HashMap;
 
@@ -24,9 +29,9 @@ use crate::observer::Observer;
 use crate::qparams::QuantParams;
 use crate::tensor::{floats, shape};
 
-/// Relative noise of everything that a plan can put on integers.
+/// Noise in results, relative to their variance, of everything that a plan can put on integers.
 pub(crate) struct Noise<'m> {
-    /// Of the integers of each value, at the reader that suffers most.
+    /// Of the integers of each value.
     pub values: HashMap<&'m str, f64>,
     /// Of the weights of each site.
     pub weights: Vec<f64>,
@@ -42,80 +47,135 @@ pub(crate) fn sqnr_db(observer: &Observer, params: &QuantParams) -> f64 {
 /// # Errors
 /// [`crate::Error::Tensor`] when weights cannot be read.
 pub(crate) fn estimate<'m>(
-    graph: &Graph,
+    graph: &Graph<'m>,
     sites: &Sites<'m>,
     activations: &HashMap<&'m str, QuantParams>,
     calibration: &Calibration,
 ) -> Result<Noise<'m>> {
-    let error = |value: &str| {
+    let model = Model::new(graph, sites, calibration)?;
+    let sensitivity = model.sensitivity();
+    let of_value = |value: &'m str| {
         let observer = calibration.get(value)?;
-        Some(observer.quantization_noise(activations.get(value)?))
+        let error = observer.quantization_noise(activations.get(value)?);
+        Some((value, error * model.per_variance(value) * sensitivity.get(value).copied().unwrap_or(1.0)))
     };
-    let mut values: HashMap<&'m str, f64> = HashMap::new();
-    let mut weights = Vec::with_capacity(sites.all.len());
-    for site in &sites.all {
-        let signal = calibration.get(site.outputs[0]).map_or(0.0, Observer::variance);
-        let relative = |noise: f64| if signal > 0.0 { noise / signal } else { 0.0 };
-        let gain = Gain::of(graph, site)?;
-        for &value in &site.inputs {
-            let gain = gain.squared_weights * slope_squared(graph, site, value, calibration);
-            let noise = relative(error(value).unwrap_or(0.0) * gain);
-            let worst = values.entry(value).or_default();
-            *worst = worst.max(noise);
-        }
+    let weights = sites.all.iter().zip(&model.weights).map(|(site, weights)| {
+        let output = site.outputs[0];
         let input_power = calibration.get(site.inputs[0]).map_or(0.0, Observer::power);
-        weights.push(relative(input_power * gain.squared_weight_errors));
+        input_power * weights.squared_errors * model.per_variance(output)
+    });
+    let weights = weights.collect();
+    Ok(Noise { values: sites.values().into_iter().filter_map(of_value).collect(), weights })
+}
+
+/// Sums over the weights of a site.
+struct Weights {
+    /// Mean over output channels of Σ w².
+    squared: f64,
+    /// Mean over output channels of Σ (error of w)².
+    squared_errors: f64,
+}
+
+struct Model<'a, 'm> {
+    graph: &'a Graph<'m>,
+    sites: &'a Sites<'m>,
+    calibration: &'a Calibration,
+    weights: Vec<Weights>,
+    variances: HashMap<&'m str, f64>,
+}
+
+impl<'a, 'm> Model<'a, 'm> {
+    fn new(graph: &'a Graph<'m>, sites: &'a Sites<'m>, calibration: &'a Calibration) -> Result<Self> {
+        let weights = sites.all.iter().map(|site| Weights::of(graph, site)).collect::<Result<_>>()?;
+        let variance = |value: &'m str| Some((value, calibration.get(value)?.variance()));
+        let variances = sites.values().into_iter().filter_map(variance).collect();
+        Ok(Self { graph, sites, calibration, weights, variances })
     }
-    for &value in sites.all.iter().flat_map(|site| &site.outputs) {
-        let own = calibration.get(value).map_or(0.0, Observer::variance);
-        let read_elsewhere = graph.is_observable(value)
-            || graph.consumers(value).iter().any(|&id| sites.of_node(id).is_none());
-        if let Some(noise) = error(value).filter(|_| own > 0.0 && read_elsewhere) {
-            let worst = values.entry(value).or_default();
-            *worst = worst.max(noise / own);
+
+    /// 1 / variance of a value, 0 where it has none.
+    fn per_variance(&self, value: &str) -> f64 {
+        self.variances.get(value).filter(|v| **v > 0.0).map_or(0.0, |v| v.recip())
+    }
+
+    /// What relative noise of 1 in each value becomes in the result of the site that suffers most; 1 where something
+    /// else reads it.
+    fn sensitivity(&self) -> HashMap<&'m str, f64> {
+        let mut sensitivity: HashMap<&'m str, f64> = HashMap::new();
+        for value in self.sites.values() {
+            let readers = self.graph.consumers(value).iter().map(|&id| self.sites.of_node(id));
+            let passed = readers.map(|site| site.and_then(|i| self.passed_on(i, value)).unwrap_or(1.0));
+            let leaves = if self.graph.is_observable(value) { 1.0 } else { 0.0 };
+            sensitivity.insert(value, passed.fold(leaves, f64::max));
+        }
+        sensitivity
+    }
+
+    /// What site `i` makes of relative noise in `value`; `None` if it is not one of its inputs.
+    fn passed_on(&self, i: usize, value: &str) -> Option<f64> {
+        let site = &self.sites.all[i];
+        if !site.inputs.contains(&value) {
+            return None;
+        }
+        let variance = *self.variances.get(value)?;
+        Some(self.gain(i, value) * variance * self.per_variance(site.outputs[0]))
+    }
+
+    fn gain(&self, i: usize, value: &str) -> f64 {
+        let site = &self.sites.all[i];
+        let node = self.graph.node(site.id);
+        let (read, made) = (self.calibration.elements(value), self.calibration.elements(site.outputs[0]));
+        let mean_slope = |slope: &dyn Fn(f64) -> f64| mean(self.calibration.get(value), slope);
+        match site.op.op_type {
+            "Conv" | "Gemm" | "MatMul" => self.weights[i].squared,
+            "Mul" => {
+                node.input.iter().filter(|name| *name != value).map(|name| self.mean_square(name)).product()
+            }
+            "GlobalAveragePool" | "AveragePool" => {
+                if read > made {
+                    made / read
+                } else {
+                    1.0
+                }
+            }
+            "Concat" => read / made.max(1.0),
+            "Sigmoid" => mean_slope(&|x| {
+                let y = 1.0 / (1.0 + (-x).exp());
+                y * (1.0 - y)
+            }),
+            "HardSigmoid" => {
+                let (alpha, beta) = (f64::from(node.float("alpha", 0.2)), f64::from(node.float("beta", 0.5)));
+                mean_slope(&|x| if (0.0..=1.0).contains(&(alpha * x + beta)) { alpha } else { 0.0 })
+            }
+            _ => 1.0,
         }
     }
-    Ok(Noise { values, weights })
-}
 
-/// What an operator without weights does to the variance of errors in `value`.
-fn slope_squared(graph: &Graph, site: &Site, value: &str, calibration: &Calibration) -> f64 {
-    let node = graph.node(site.id);
-    let power = |operand: &&String| match graph.constant(operand) {
-        Some(constant) => floats(constant).map_or(1.0, |v| mean_square(&v)),
-        None => calibration.get(operand).map_or(1.0, Observer::power),
-    };
-    match site.op.op_type {
-        "Mul" => {
-            node.input.iter().filter(|operand| *operand != value).map(|operand| power(&operand)).product()
+    fn mean_square(&self, operand: &str) -> f64 {
+        match self.graph.initializer(operand).map(floats) {
+            Some(Ok(values)) => {
+                values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / values.len().max(1) as f64
+            }
+            _ => self.calibration.get(operand).map_or(1.0, Observer::power),
         }
-        "GlobalAveragePool" | "AveragePool" => {
-            let (read, made) = (calibration.elements(value), calibration.elements(site.outputs[0]));
-            if read > made { made / read } else { 1.0 }
-        }
-        "Sigmoid" => 1.0 / 16.0,
-        "HardSigmoid" => f64::from(node.float("alpha", 0.2)).powi(2),
-        _ => 1.0,
     }
 }
 
-fn mean_square(values: &[f32]) -> f64 {
-    values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / values.len().max(1) as f64
+/// Mean of the squared slope over what was observed.
+fn mean(observer: Option<&Observer>, slope: &dyn Fn(f64) -> f64) -> f64 {
+    let (mut sum, mut total) = (0.0, 0.0);
+    for bin in observer.into_iter().flat_map(Observer::bins) {
+        let count = bin.count as f64;
+        sum += count * slope((bin.lo + bin.hi) / 2.0).powi(2);
+        total += count;
+    }
+    if total > 0.0 { sum / total } else { 1.0 }
 }
 
-/// What multiplying by weights does to the variance of errors.
-struct Gain {
-    squared_weights: f64,
-    squared_weight_errors: f64,
-}
-
-impl Gain {
+impl Weights {
     fn of(graph: &Graph, site: &Site) -> Result<Self> {
         let node = graph.node(site.id);
         let weight = site.op.weight.and_then(|index| graph.constant(node.input_at(index)?));
-        let Some(weight) = weight else {
-            return Ok(Self { squared_weights: 1.0, squared_weight_errors: 0.0 });
-        };
+        let Some(weight) = weight else { return Ok(Self { squared: 1.0, squared_errors: 0.0 }) };
         let (values, dims) = (floats(weight)?, shape(weight)?);
         let channels = Channels::new(&dims, channel_axis(graph, site.id));
         let count = channels.count.max(1) as f64;
@@ -123,6 +183,6 @@ impl Gain {
         let squares: f64 = values.iter().map(|&w| f64::from(w).powi(2)).sum();
         let step = |absmax: &f32| f64::from(absmax / 127.0).powi(2) / 12.0;
         let errors: f64 = channels.abs_max(&values).iter().map(step).sum();
-        Ok(Self { squared_weights: squares / count, squared_weight_errors: errors / count * per_channel })
+        Ok(Self { squared: squares / count, squared_errors: errors / count * per_channel })
     }
 }

@@ -1,0 +1,113 @@
+# Cargo and Python 3.11 or later are all that has to be there; everything else goes into .venv on first use.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+# Stamps: the build tool, the development tools, and what the package was last built from.
+BUILDER := $(VENV)/.builder
+TOOLS := $(VENV)/.tools
+INSTALLED := $(VENV)/.installed
+SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
+
+MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/maturin
+WITH_PYTHON := PYO3_PYTHON="$(abspath $(PY))"
+
+.PHONY: help demo develop test test-rust test-python check format lint lint-rust lint-python docs bench zoo \
+	release wheel sdist clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(INSTALLED) ## set up, build, and quantize the model that ships with rustq
+	@$(BIN)/rustq demo
+
+develop: $(INSTALLED) ## set up and build, into .venv
+
+test: test-rust test-python ## set up, build, and run every test
+
+test-rust:
+	cargo test --locked
+
+test-python: $(INSTALLED) $(TOOLS)
+	$(PY) -m pytest
+	$(PY) -m pytest -q benches/test_times.py --benchmark-disable
+	$(PY) scripts/snippets.py README.md docs/*.md
+
+check: lint docs test ## what CI runs: format, lint, types, documentation, every test
+
+format: $(TOOLS) ## format the Rust and the Python code
+	cargo fmt
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+lint: lint-rust lint-python ## check format, clippy, ruff, mypy and the stub of the native module
+
+lint-rust: | $(PY)
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	$(WITH_PYTHON) cargo clippy --locked --all-targets --features python -- -D warnings
+
+lint-python: $(INSTALLED) $(TOOLS)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(PY) -m mypy
+	$(PY) -m mypy.stubtest rustq._rustq
+
+docs: ## build the Rust documentation, private items too; a broken link fails
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+bench: release $(TOOLS) ## time rustq, onnxruntime and numpy side by side, and `import rustq`
+	$(PY) -m pytest -q benches/test_times.py
+	$(PY) benches/startup.py
+
+zoo: release $(TOOLS) ## print every published figure: accuracy, speed, cost (heavy: downloads 500 MB, takes hours)
+	$(PY) -m pip install --quiet -r benches/requirements.txt
+	$(PY) benches/accuracy.py --peer
+	$(PY) benches/speed.py
+	$(PY) benches/cost.py --peer
+
+release: $(BUILDER) ## set up and build with every optimization, into .venv
+	rm -f $(INSTALLED)
+	$(MATURIN) develop --locked --release
+
+wheel: $(BUILDER) ## build an optimized wheel in dist/
+	$(MATURIN) build --locked --release --strip --out dist
+	@ls -l dist/*.whl
+
+sdist: $(BUILDER) ## build the source distribution in dist/
+	$(MATURIN) sdist --out dist
+
+clean: ## remove everything that was built or installed
+	rm -rf $(VENV) target dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -f python/rustq/_rustq*.so python/rustq/_rustq*.pyd
+	find python tests benches scripts -name __pycache__ -prune -exec rm -rf {} +
+
+$(PY):
+	@command -v cargo >/dev/null || { echo "rustq is built with Rust: see https://rustup.rs" >&2; exit 1; }
+	@for python in $${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python}; do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "setting up $(VENV) with $$("$$python" --version)"; \
+			"$$python" -m venv $(VENV) && exit; \
+			rm -rf $(VENV); \
+			echo "$$python cannot make a virtual environment (Debian: apt install python3-venv)" >&2; exit 1; \
+		fi; \
+	done; \
+	echo "Python 3.11 or later is needed; name one with 'make PYTHON=…'" >&2; exit 1
+
+$(BUILDER): requirements-dev.txt | $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check maturin -c requirements-dev.txt
+	@touch $@
+
+$(TOOLS): requirements-dev.txt $(BUILDER)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(INSTALLED): $(SOURCES) $(BUILDER)
+	$(MATURIN) develop --locked --profile develop
+	@touch $@
