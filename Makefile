@@ -60,7 +60,7 @@ lint-python: $(INSTALLED) $(TOOLS)
 	$(PY) -m mypy.stubtest rustq._rustq
 
 docs: ## build the Rust documentation, private items too; a broken link fails
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --locked --no-deps --document-private-items
 
 bench: release $(TOOLS) ## time rustq, onnxruntime and numpy side by side, and `import rustq`
 	$(PY) -m pytest -q benches/test_times.py

@@ -2,15 +2,14 @@
 
     python scripts/snippets.py README.md docs/*.md
 
-The ```` ```python ```` blocks of a file run in order, in one namespace and an empty folder. Lines that start with
-`#:` behind a `print` are what it has to print.
+The python blocks of a file run in order, in one namespace and a folder of their own. What they
+print is thrown away; a failure has the file's name and line in its traceback.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import sys
 import tempfile
@@ -25,23 +24,19 @@ def run(file: Path) -> int:
     namespace: dict[str, object] = {"__name__": "snippet"}
     blocks = list(BLOCK.finditer(text))
     for block in blocks:
-        above = text.count("\n", 0, block.start(1))
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile("\n" * above + block[1], str(file), "exec"), namespace)
-        expected = re.findall(r"^#: ?(.*)$", block[1], re.MULTILINE)
-        if expected and printed.getvalue().splitlines() != expected:
-            sys.exit(f"{file}:{above + 1}: printed\n{printed.getvalue()}")
+        above = "\n" * text.count("\n", 0, block.start(1))  # so that line numbers are the file's
+        exec(compile(above + block[1], str(file), "exec"), namespace)
     return len(blocks)
 
 
 def main() -> None:
     """Command line."""
     files = [Path(name).resolve() for name in sys.argv[1:]]
-    with tempfile.TemporaryDirectory() as scratch:
-        os.chdir(scratch)
-        count = sum(run(file) for file in files)
-        os.chdir("/")
+    count = 0
+    for file in files:
+        printed = contextlib.redirect_stdout(io.StringIO())
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), printed:
+            count += run(file)
     print(f"{count} snippets of {len(files)} files ran")
 
 

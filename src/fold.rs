@@ -28,13 +28,13 @@ pub(crate) enum Verdict {
 
 type Rule = fn(&Graph, NodeId) -> Result<Verdict>;
 
-/// The rules in the order they are tried at each node.
-const RULES: &[(&str, Rule)] = &[
-    ("constant node to initializer", constants::constant),
-    ("drop no-op", no_ops::no_op),
-    ("put hard-sigmoid together", activations::hard_sigmoid),
-    ("fold into weights", affine::into_producer),
-    ("fold into next weights", affine::into_consumer),
+/// The rules, in stages that each run until nothing changes; within one, in the order they are tried at a node.
+///
+/// Activations are put together before anything takes a constant out of them.
+const STAGES: &[&[(&'static str, Rule)]] = &[
+    &[("constant node to initializer", constants::constant), ("view of a constant", constants::view)],
+    &[("drop no-op", no_ops::no_op), ("put hard-sigmoid together", activations::hard_sigmoid)],
+    &[("fold into weights", affine::into_producer), ("fold into next weights", affine::into_consumer)],
 ];
 
 /// One thing [`fold`] did, or declined to do.
@@ -59,24 +59,30 @@ pub struct FoldRecord {
 /// [`crate::Error`] when the model is inconsistent.
 pub fn fold(model: &Model) -> Result<(Model, Vec<FoldRecord>)> {
     let mut model = constants_leave_inputs(model)?;
-    let mut done = Vec::new();
-    loop {
-        let (patch, edits, declined) = sweep(&model)?;
-        done.extend(edits);
-        if patch.is_empty() {
-            done.extend(declined.into_values());
-            return Ok((model, done));
+    let mut records = Vec::new();
+    for rules in STAGES {
+        loop {
+            let (patch, edits, declined) = sweep(&model, rules)?;
+            records.extend(edits);
+            if patch.is_empty() {
+                records.extend(declined.into_values());
+                break;
+            }
+            model = apply(&model, patch)?;
         }
-        model = apply(&model, patch)?;
     }
+    Ok((model, records))
 }
 
 /// Asks every rule about every node once; edits that overlap wait for the next sweep.
-fn sweep(model: &Model) -> Result<(Patch, Vec<FoldRecord>, BTreeMap<NodeId, FoldRecord>)> {
+fn sweep(
+    model: &Model,
+    rules: &[(&'static str, Rule)],
+) -> Result<(Patch, Vec<FoldRecord>, BTreeMap<NodeId, FoldRecord>)> {
     let graph = Graph::new(model.graph());
     let (mut patch, mut edits, mut declined) = (Patch::default(), Vec::new(), BTreeMap::new());
     for (id, node) in graph.nodes().iter().enumerate() {
-        for &(rule, ask) in RULES {
+        for &(rule, ask) in rules {
             let record = |declined| FoldRecord {
                 node: node.label().to_owned(),
                 op_type: node.op_type().to_owned(),

@@ -142,8 +142,14 @@ impl<'m> Graph<'m> {
         if let Some(tensor) = self.initializer(value) {
             return Some(tensor.dims.len());
         }
+        self.dimensions(value).map(|dims| dims.len())
+    }
+
+    /// Declared dimensions of `value`, `None` for those that are not fixed.
+    pub fn dimensions(&self, value: &str) -> Option<Vec<Option<usize>>> {
         let shape = self.values.get(value)?.r#type.as_ref()?.tensor_type.as_ref()?.shape.as_ref()?;
-        Some(shape.dim.len())
+        let fixed = |d: &crate::onnx::TensorShapeDimension| d.dim_value.and_then(|v| usize::try_from(v).ok());
+        Some(shape.dim.iter().map(fixed).collect())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Opening and saving models. A [`Model`] is immutable from outside; a stage makes a new one from it.
 
+mod tensors;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
@@ -36,9 +38,7 @@ impl Model {
         let path = path.as_ref();
         let mut model = Self::decode(map(path)?, &path.display().to_string())?;
         let folder = path.parent().unwrap_or(Path::new("."));
-        for tensor in &mut model.graph_mut().initializer {
-            resolve_external(tensor, folder)?;
-        }
+        tensors::visit(&mut model.proto, &mut |tensor| resolve_external(tensor, folder))?;
         Ok(model)
     }
 
@@ -88,10 +88,6 @@ impl Model {
     /// The main graph.
     pub fn graph(&self) -> &GraphProto {
         self.proto.graph.as_ref().expect("checked when the model was made")
-    }
-
-    fn graph_mut(&mut self) -> &mut GraphProto {
-        self.proto.graph.as_mut().expect("checked when the model was made")
     }
 
     /// Bytes of the file that this crate's schema does not declare and a save would lose; 0 for every known writer.

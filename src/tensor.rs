@@ -53,30 +53,39 @@ pub fn is_float(tensor: &TensorProto) -> bool {
 /// # Errors
 /// [`Error::Tensor`] for another type, or when the data does not fill the shape.
 pub fn floats(tensor: &TensorProto) -> Result<Vec<f32>> {
-    let typed = |data_type| tensor.data_type() == data_type as i32;
-    if typed(DataType::Float) {
+    if tensor.data_type() == DataType::Float as i32 {
         values(tensor, &tensor.float_data, f32::from_le_bytes, |&v| v)
-    } else if typed(DataType::Double) {
-        values(tensor, &tensor.double_data, |b| f64::from_le_bytes(b) as f32, |&v| v as f32)
-    } else if typed(DataType::Float16) {
-        values(
-            tensor,
-            &tensor.int32_data,
-            |b| f16::from_le_bytes(b).to_f32(),
-            |&v| f16::from_bits(v as u16).to_f32(),
-        )
-    } else if typed(DataType::Bfloat16) {
-        values(
-            tensor,
-            &tensor.int32_data,
-            |b| bf16::from_le_bytes(b).to_f32(),
-            |&v| bf16::from_bits(v as u16).to_f32(),
-        )
     } else {
-        Err(Error::tensor(
-            tensor.name(),
-            format!("expected floating-point values, found data type {}", tensor.data_type()),
-        ))
+        Ok(doubles(tensor)?.into_iter().map(|v| v as f32).collect())
+    }
+}
+
+/// Values of a float32, float16, bfloat16 or float64 tensor, exact.
+///
+/// # Errors
+/// As [`floats`].
+pub fn doubles(tensor: &TensorProto) -> Result<Vec<f64>> {
+    let bits = |v: &i32| *v as u16;
+    match tensor.data_type() {
+        t if t == DataType::Float as i32 => {
+            values(tensor, &tensor.float_data, |b| f32::from_le_bytes(b).into(), |&v| v.into())
+        }
+        t if t == DataType::Double as i32 => values(tensor, &tensor.double_data, f64::from_le_bytes, |&v| v),
+        t if t == DataType::Float16 as i32 => values(
+            tensor,
+            &tensor.int32_data,
+            |b| f16::from_le_bytes(b).into(),
+            |v| f16::from_bits(bits(v)).into(),
+        ),
+        t if t == DataType::Bfloat16 as i32 => values(
+            tensor,
+            &tensor.int32_data,
+            |b| bf16::from_le_bytes(b).into(),
+            |v| bf16::from_bits(bits(v)).into(),
+        ),
+        t => {
+            Err(Error::tensor(tensor.name(), format!("expected floating-point values, found data type {t}")))
+        }
     }
 }
 
@@ -155,27 +164,27 @@ pub fn tensor<T: Element>(name: &str, dims: &[usize], values: &[T]) -> TensorPro
     }
 }
 
-/// `values` in the floating-point type of `like`, with its shape, under a new name.
+/// `values` in the floating-point type of `like`, rounded to it, under a new name.
 ///
 /// # Errors
 /// [`Error::Tensor`] when `like` is not a floating-point tensor.
-pub fn floats_like(like: &TensorProto, name: &str, dims: &[usize], values: &[f32]) -> Result<TensorProto> {
+pub fn floats_like(like: &TensorProto, name: &str, dims: &[usize], values: &[f64]) -> Result<TensorProto> {
+    fn rounded<T: Element>(
+        name: &str,
+        dims: &[usize],
+        values: &[f64],
+        round: impl Fn(f64) -> T,
+    ) -> TensorProto {
+        tensor(name, dims, &values.iter().map(|&v| round(v)).collect::<Vec<T>>())
+    }
     Ok(match like.data_type() {
-        t if t == DataType::Float as i32 => tensor(name, dims, values),
-        t if t == DataType::Double as i32 => {
-            tensor(name, dims, &values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>())
-        }
-        t if t == DataType::Float16 as i32 => {
-            tensor(name, dims, &values.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>())
-        }
-        t if t == DataType::Bfloat16 as i32 => {
-            tensor(name, dims, &values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>())
-        }
+        t if t == DataType::Float as i32 => rounded(name, dims, values, |v| v as f32),
+        t if t == DataType::Double as i32 => rounded(name, dims, values, |v| v),
+        t if t == DataType::Float16 as i32 => rounded(name, dims, values, f16::from_f64),
+        t if t == DataType::Bfloat16 as i32 => rounded(name, dims, values, bf16::from_f64),
         t => {
-            return Err(Error::tensor(
-                like.name(),
-                format!("expected floating-point values, found data type {t}"),
-            ));
+            let reason = format!("expected floating-point values, found data type {t}");
+            return Err(Error::tensor(like.name(), reason));
         }
     })
 }

@@ -76,7 +76,8 @@ class Net:
 
         With `described` it holds the types of the values in between, as some exporters write them.
         """
-        values = [onnx.ValueInfoProto(name=name) for name in outputs]
+        inputs = {value.name: value for value in self.inputs}
+        values = [inputs.get(name, onnx.ValueInfoProto(name=name)) for name in outputs]
         graph = helper.make_graph(self.nodes, "net", self.inputs, values, self.initializers)
         imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
         model = helper.make_model(graph, opset_imports=imports, producer_name="tests")

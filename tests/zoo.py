@@ -147,8 +147,8 @@ def looping() -> onnx.ModelProto:
         [info("go_on", 9, []), info("sum", 1, [1, 32, 16, 16])],
     )
     count, go = net.constant(3, dtype=np.int64), net.constant(True, dtype=np.bool_)
-    y = net.op("Loop", count, go, x, body=body)
-    return net.model(net.op("Add", net.conv(y, 32, 32), x))
+    y = net.conv(net.op("Loop", count, go, x, body=body), 32, 32)
+    return net.model(net.op("Reshape", y, net.constant([1, 32, 256], dtype=np.int64)))
 
 
 def several_inputs() -> onnx.ModelProto:
@@ -177,7 +177,8 @@ def constant_nodes() -> onnx.ModelProto:
 
 def initializers_as_inputs() -> onnx.ModelProto:
     """`classifier` as written before IR version 4: every initializer is listed as an input."""
-    model = classifier(opset=8, ir_version=3)
+    model = classifier(opset=9)
+    model.ir_version = 3
     for tensor in model.graph.initializer:
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, 1, tensor.dims))
     return model

@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::onnx::TensorProto;
 use crate::patch::node;
-use crate::tensor::{floats, is_float, tensor};
+use crate::tensor::{doubles, floats_like, is_float, shape};
 
 /// An affine node and what it computes.
 struct Affine<'m> {
@@ -32,28 +32,34 @@ struct Affine<'m> {
 
 /// A constant of an affine node and how its shape lines up with the data.
 enum Factor {
-    /// One value for all.
-    Scalar(f64),
+    /// The same for all, whatever the shape of the data.
+    Neutral(f64),
     /// One value per channel of axis 1 of the data, as in BatchNormalization.
     Channel(Vec<f64>),
-    /// A broadcast constant: dimensions from the right.
+    /// A constant of some shape, which broadcasting lines up from the right.
     Broadcast(Vec<f64>, Vec<usize>),
 }
 
 impl Factor {
-    /// A value per channel, if the constant varies along the channel axis alone.
+    /// A value per channel, if the constant varies along the channel axis alone and does not widen the data.
     fn per_channel(&self, channels: usize, axis: Axis, rank: Option<usize>) -> Option<Vec<f64>> {
         match self {
-            Self::Scalar(value) => Some(vec![*value; channels]),
+            Self::Neutral(value) => Some(vec![*value; channels]),
             Self::Channel(values) => {
                 let second = axis == Axis::Left(1) || rank == Some(2);
                 (values.len() == channels && second).then(|| values.clone())
             }
             Self::Broadcast(values, dims) => {
-                let from_right = match (axis, rank) {
-                    (Axis::Last, _) => 0,
-                    (Axis::Left(axis), Some(rank)) if dims.len() <= rank => rank - 1 - axis,
-                    _ => return None,
+                // Everything has a last axis; more must be known to be there.
+                if dims.len() > rank.unwrap_or(1) {
+                    return None;
+                }
+                if let &[value] = values.as_slice() {
+                    return Some(vec![value; channels]);
+                }
+                let from_right = match axis {
+                    Axis::Last => 0,
+                    Axis::Left(axis) => rank?.checked_sub(1 + axis)?,
                 };
                 let other_dims_are_one =
                     dims.iter().rev().enumerate().all(|(i, &d)| d == 1 || i == from_right);
@@ -62,9 +68,20 @@ impl Factor {
         }
     }
 
+    /// The value, if there is just one.
+    fn scalar(&self) -> Option<f64> {
+        match self {
+            Self::Neutral(value) => Some(*value),
+            Self::Channel(values) | Self::Broadcast(values, _) => match values.as_slice() {
+                &[value] => Some(value),
+                _ => None,
+            },
+        }
+    }
+
     fn is_zero(&self) -> bool {
         match self {
-            Self::Scalar(value) => *value == 0.0,
+            Self::Neutral(value) => *value == 0.0,
             Self::Channel(values) | Self::Broadcast(values, _) => values.iter().all(|&v| v == 0.0),
         }
     }
@@ -126,7 +143,14 @@ pub(super) fn into_consumer(graph: &Graph, id: NodeId) -> Result<Verdict> {
     }
     let Ok(Some(linear)) = Linear::at(graph, consumer) else { return Ok(Verdict::Pass) };
     let (axis, rank) = linear.channel_axis();
-    let per_channel = |factor: &Factor| factor.per_channel(linear.input_channels(), axis, rank);
+    let rank = rank.or_else(|| graph.rank(affine.output)).or_else(|| graph.rank(affine.input));
+    let channels = linear.input_channels();
+    let widens = |factor: &Factor| matches!(factor, Factor::Broadcast(values, _) if values.len() > 1);
+    if (widens(&affine.scale) || widens(&affine.shift)) && !has_channels(graph, affine.input, channels, axis)
+    {
+        return Ok(Verdict::Pass);
+    }
+    let per_channel = |factor: &Factor| factor.per_channel(channels, axis, rank);
     let (Some(scale), Some(shift)) = (per_channel(&affine.scale), per_channel(&affine.shift)) else {
         return Ok(Verdict::Pass);
     };
@@ -143,27 +167,43 @@ pub(super) fn into_consumer(graph: &Graph, id: NodeId) -> Result<Verdict> {
     scale_past_shift(graph, id, &affine, &linear)
 }
 
+/// Whether `value` is known to have so many channels, so that a constant of that many values cannot widen it.
+fn has_channels(graph: &Graph, value: &str, channels: usize, axis: Axis) -> bool {
+    let declared = graph.dimensions(value).and_then(|dims| match axis {
+        Axis::Left(axis) => dims.get(axis).copied(),
+        Axis::Last => dims.last().copied(),
+    });
+    let made = graph.producer(value).map(|id| Linear::at(graph, id));
+    declared.flatten() == Some(channels)
+        || matches!(made, Some(Ok(Some(linear))) if linear.channels() == channels)
+}
+
 /// `Mul` by a scalar, `Add` of a scalar, linear operator: the scale moves past the shift into the weights.
 fn scale_past_shift(graph: &Graph, id: NodeId, shift: &Affine, linear: &Linear) -> Result<Verdict> {
     let Some(before) = graph.producer(shift.input) else { return Ok(Verdict::Pass) };
     let Ok(Some(scale)) = affine(graph, before)? else { return Ok(Verdict::Pass) };
-    let (Factor::Scalar(a), Factor::Scalar(b), Factor::Scalar(one)) =
-        (&scale.scale, &shift.shift, &shift.scale)
+    let (Some(a), Some(b), Some(one)) = (scale.scale.scalar(), shift.shift.scalar(), shift.scale.scalar())
     else {
         return Ok(Verdict::Pass);
     };
-    let shifted = (b / a) as f32;
-    let exact = scale.shift.is_zero() && *one == 1.0 && *a != 0.0 && shifted.is_finite();
+    let add = graph.node(id);
+    let constant = add.input.iter().find_map(|name| graph.constant(name));
+    let Some(constant) = constant.filter(|t| t.dims.len() <= 1 && is_float(t)) else {
+        return Ok(Verdict::Pass);
+    };
+    let name = graph.fresh(&format!("{}.shift", shift.output), None);
+    let shifted = floats_like(constant, &name, &shape(constant)?, &[b / a])?;
+    let exact =
+        scale.shift.is_zero() && one == 1.0 && a != 0.0 && doubles(&shifted)?.iter().all(|v| v.is_finite());
     if !exact || graph.sole_consumer(shift.input) != Some(id) {
         return Ok(Verdict::Pass);
     }
-    let scales = vec![*a; linear.input_channels()];
+    let scales = vec![a; linear.input_channels()];
     let edit = linear.with_input_affine(graph, &scales, &vec![0.0; scales.len()], shift.output)?;
     let Some(mut patch) = edit else { return Ok(Verdict::Pass) };
-    let constant = graph.fresh(&format!("{}.shift", shift.output), None);
-    patch.initializer(tensor(&constant, &[], &[shifted]));
+    patch.initializer(shifted);
     patch.remove(before);
-    patch.replace(id, vec![node("Add", graph.node(id).name(), &[scale.input, &constant], &[shift.output])]);
+    patch.replace(id, vec![node("Add", add.name(), &[scale.input, &name], &[shift.output])]);
     Ok(Verdict::Edit(patch))
 }
 
@@ -184,11 +224,11 @@ fn batch_norm<'m>(graph: &Graph<'m>, id: NodeId) -> Result<Result<Affine<'m>, St
     if node.int("training_mode", 0) != 0 || node.output.iter().skip(1).any(used) {
         return Ok(Err("it runs in training mode".to_owned()));
     }
-    let mut parameters = [const { Vec::new() }; 4];
+    let mut parameters = [const { Vec::<f64>::new() }; 4];
     for (index, values) in parameters.iter_mut().enumerate() {
         let name = node.input_at(index + 1).unwrap_or("");
         match graph.constant(name).filter(|t| is_float(t)) {
-            Some(tensor) => *values = floats(tensor)?,
+            Some(tensor) => *values = doubles(tensor)?,
             None => return Ok(Err(format!("its parameter '{name}' is not a constant"))),
         }
     }
@@ -197,10 +237,8 @@ fn batch_norm<'m>(graph: &Graph<'m>, id: NodeId) -> Result<Result<Affine<'m>, St
         return Ok(Err("its parameters differ in length".to_owned()));
     }
     let epsilon = f64::from(node.float("epsilon", 1e-5));
-    let scale: Vec<f64> =
-        gamma.iter().zip(variance).map(|(&g, &v)| f64::from(g) / (f64::from(v) + epsilon).sqrt()).collect();
-    let shift =
-        beta.iter().zip(mean).zip(&scale).map(|((&b, &m), s)| f64::from(b) - f64::from(m) * s).collect();
+    let scale: Vec<f64> = gamma.iter().zip(variance).map(|(&g, &v)| g / (v + epsilon).sqrt()).collect();
+    let shift = beta.iter().zip(mean).zip(&scale).map(|((&b, &m), s)| b - m * s).collect();
     let (Some(input), Some(output)) = (node.input.first(), node.output.first()) else {
         return Ok(Err("it has no input or output".to_owned()));
     };
@@ -216,15 +254,15 @@ fn arithmetic<'m>(graph: &Graph<'m>, id: NodeId) -> Result<Option<Affine<'m>>> {
         (Some(tensor), None) => (tensor, right, true),
         _ => return Ok(None),
     };
-    let one = Factor::Scalar(1.0);
-    let zero = Factor::Scalar(0.0);
+    let one = Factor::Neutral(1.0);
+    let zero = Factor::Neutral(0.0);
     let value = |f: fn(f64) -> f64| factor(tensor, f);
     let (scale, shift) = match (node.op_type(), constant_first) {
         ("Mul", _) => (value(|k| k)?, zero),
         ("Div", false) => (value(f64::recip)?, zero),
         ("Add", _) => (one, value(|k| k)?),
         ("Sub", false) => (one, value(|k| -k)?),
-        ("Sub", true) => (Factor::Scalar(-1.0), value(|k| k)?),
+        ("Sub", true) => (Factor::Neutral(-1.0), value(|k| k)?),
         _ => return Ok(None),
     };
     let Some(output) = node.output.first() else { return Ok(None) };
@@ -232,9 +270,5 @@ fn arithmetic<'m>(graph: &Graph<'m>, id: NodeId) -> Result<Option<Affine<'m>>> {
 }
 
 fn factor(tensor: &TensorProto, f: fn(f64) -> f64) -> Result<Factor> {
-    let values: Vec<f64> = floats(tensor)?.into_iter().map(|v| f(f64::from(v))).collect();
-    Ok(match values.as_slice() {
-        &[value] => Factor::Scalar(value),
-        _ => Factor::Broadcast(values, crate::tensor::shape(tensor)?),
-    })
+    Ok(Factor::Broadcast(doubles(tensor)?.into_iter().map(f).collect(), shape(tensor)?))
 }

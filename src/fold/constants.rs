@@ -1,11 +1,11 @@
-//! `Constant` nodes become initializers, which every other rule, and every runtime, understands.
+//! `Constant` nodes, and constants in another shape, become initializers, which every other rule understands.
 
 use super::Verdict;
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::onnx::{AttributeProto, TensorProto};
 use crate::patch::Patch;
-use crate::tensor::tensor;
+use crate::tensor::{element_count, integers, shape, tensor};
 
 /// The rule.
 pub(super) fn constant(graph: &Graph, id: NodeId) -> Result<Verdict> {
@@ -35,4 +35,59 @@ fn as_tensor(attribute: &AttributeProto, name: &str) -> Option<TensorProto> {
         "value_ints" => tensor(name, &[attribute.ints.len()], &attribute.ints),
         _ => return None,
     })
+}
+
+/// The rule for a `Reshape` or `Unsqueeze` of a constant: the same data with other dimensions.
+pub(super) fn view(graph: &Graph, id: NodeId) -> Result<Verdict> {
+    let node = graph.node(id);
+    let Some(constant) = node.input_at(0).and_then(|name| graph.constant(name)) else {
+        return Ok(Verdict::Pass);
+    };
+    let Some(dims) = view_dims(graph, id, &shape(constant)?) else { return Ok(Verdict::Pass) };
+    let output = &node.output[0];
+    if graph.is_output(output) || dims.iter().product::<usize>() != element_count(constant)? {
+        return Ok(Verdict::Pass);
+    }
+    let dims = dims.into_iter().map(|d| d as i64).collect();
+    let mut patch = Patch::default();
+    patch.remove(id);
+    patch.initializer(TensorProto { name: Some(output.clone()), dims, ..constant.clone() });
+    Ok(Verdict::Edit(patch))
+}
+
+/// Dimensions of a view of a constant with the dimensions `old`.
+fn view_dims(graph: &Graph, id: NodeId, old: &[usize]) -> Option<Vec<usize>> {
+    let node = graph.node(id);
+    let numbers = |attribute: &str| match node.input_at(1) {
+        Some(name) => integers(graph.constant(name)?).ok(),
+        None => node.attribute(attribute).map(|a| a.ints.clone()),
+    };
+    match node.op_type() {
+        _ if !node.is(node.op_type()) => None,
+        "Reshape" if node.int("allowzero", 0) == 0 => reshaped(old, &numbers("shape")?),
+        "Unsqueeze" => {
+            let axes = numbers("axes")?;
+            let rank = old.len() + axes.len();
+            let inserted: Option<Vec<usize>> = axes.iter().map(|&axis| positive(axis, rank)).collect();
+            let mut rest = old.iter();
+            (0..rank)
+                .map(|i| if inserted.as_ref()?.contains(&i) { Some(1) } else { rest.next().copied() })
+                .collect()
+        }
+        _ => None,
+    }
+}
+
+/// ONNX Reshape: 0 keeps a dimension, −1 takes what is left.
+fn reshaped(old: &[usize], new: &[i64]) -> Option<Vec<usize>> {
+    let keep = |(i, &d): (usize, &i64)| if d == 0 { old.get(i).map(|&d| d as i64) } else { Some(d) };
+    let new: Vec<i64> = new.iter().enumerate().map(keep).collect::<Option<_>>()?;
+    let known: i64 = new.iter().filter(|&&d| d != -1).product();
+    let total = old.iter().product::<usize>() as i64;
+    let left = if known > 0 { total / known } else { 0 };
+    new.into_iter().map(|d| usize::try_from(if d == -1 { left } else { d }).ok()).collect()
+}
+
+fn positive(axis: i64, rank: usize) -> Option<usize> {
+    usize::try_from(if axis < 0 { axis + rank as i64 } else { axis }).ok()
 }

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::onnx::{NodeProto, TensorProto};
 use crate::patch::Patch;
-use crate::tensor::{floats, floats_like, is_float, shape};
+use crate::tensor::{doubles, floats_like, is_float, shape};
 
 /// A `Conv`, `ConvTranspose`, `Gemm` or `MatMul` with constant weights.
 pub(super) struct Linear<'m> {
@@ -126,7 +126,7 @@ impl<'m> Linear<'m> {
         let channels = self.channels();
         let Some(bias) = self.bias else { return Ok(Some(vec![0.0; channels])) };
         let beta = if self.kind == Kind::Gemm { f64::from(self.node.float("beta", 1.0)) } else { 1.0 };
-        let values: Vec<f64> = floats(bias)?.into_iter().map(|v| f64::from(v) * beta).collect();
+        let values: Vec<f64> = doubles(bias)?.into_iter().map(|v| v * beta).collect();
         let vector = bias.dims.iter().rev().skip(1).all(|&d| d == 1);
         Ok(match values.len() {
             n if n == channels && vector => Some(values),
@@ -171,8 +171,8 @@ impl<'m> Linear<'m> {
             None
         } else {
             let Some(mut bias) = self.bias_values()? else { return Ok(None) };
-            for (i, &w) in floats(self.weight)?.iter().enumerate() {
-                bias[self.channel_of(i)] += f64::from(w) * shift[self.input_channel_of(i)];
+            for (i, &w) in doubles(self.weight)?.iter().enumerate() {
+                bias[self.channel_of(i)] += w * shift[self.input_channel_of(i)];
             }
             Some(bias)
         };
@@ -195,9 +195,9 @@ impl<'m> Linear<'m> {
         }
     }
 
-    fn scaled(&self, scale: impl Fn(usize) -> f64) -> Result<Vec<f32>> {
-        let weight = floats(self.weight)?;
-        Ok(weight.iter().enumerate().map(|(i, &w)| (f64::from(w) * scale(i)) as f32).collect())
+    fn scaled(&self, scale: impl Fn(usize) -> f64) -> Result<Vec<f64>> {
+        let weight = doubles(self.weight)?;
+        Ok(weight.iter().enumerate().map(|(i, &w)| w * scale(i)).collect())
     }
 
     /// This operator with other weights, and another bias where one is given.
@@ -205,33 +205,33 @@ impl<'m> Linear<'m> {
         &self,
         graph: &Graph,
         input: &str,
-        weight: Vec<f32>,
+        weight: Vec<f64>,
         bias: Option<Vec<f64>>,
         output: &str,
     ) -> Result<Result<Patch, String>> {
-        let finite =
-            weight.iter().all(|w| w.is_finite()) && bias.iter().flatten().all(|&b| (b as f32).is_finite());
-        if !finite {
-            return Ok(Err("the folded weights would not be finite".to_owned()));
-        }
         let mut node = self.node.clone();
         input.clone_into(&mut node.input[0]);
-        let mut patch = Patch::default();
         let name = graph.fresh(&format!("{output}.weight"), Some(self.weight.name()));
-        patch.initializer(floats_like(self.weight, &name, &self.dims, &weight)?);
+        let mut constants = vec![floats_like(self.weight, &name, &self.dims, &weight)?];
         node.input[1] = name;
         if let Some(bias) = bias {
             let name = graph.fresh(&format!("{output}.bias"), self.bias.map(TensorProto::name));
-            let bias: Vec<f32> = bias.into_iter().map(|b| b as f32).collect();
-            patch.initializer(floats_like(self.weight, &name, &[bias.len()], &bias)?);
+            constants.push(floats_like(self.weight, &name, &[bias.len()], &bias)?);
             node.input.resize(2, String::new());
             node.input.push(name);
             node.attribute.retain(|a| a.name() != "beta");
+        }
+        for constant in &constants {
+            if !doubles(constant)?.iter().all(|v| v.is_finite()) {
+                return Ok(Err("the folded weights would not be finite".to_owned()));
+            }
         }
         if self.kind == Kind::MatMul && node.input.len() > 2 {
             node.op_type = Some("Gemm".to_owned());
         }
         node.output = vec![output.to_owned()];
+        let mut patch = Patch::default();
+        constants.into_iter().for_each(|constant| patch.initializer(constant));
         patch.replace(self.id, vec![node]);
         Ok(Ok(patch))
     }

@@ -67,7 +67,7 @@ pub(crate) fn best(
     }
     let mut network = Network::new(sites.all.len());
     for (i, cost) in costs.iter().enumerate() {
-        let int8 = cost.int8 + price_of_noise * noise.weights[i];
+        let int8 = cost.int8 + price_of_noise * severe(noise.weights[i]);
         network.site(i, cost.float, if float.contains(&i) { f64::INFINITY } else { int8 });
     }
     for value in sites.values() {
@@ -80,7 +80,7 @@ pub(crate) fn best(
         readers.sort_unstable();
         let feature_map =
             producer.into_iter().chain(readers.iter().copied()).any(|i| on_feature_maps(&sites.all[i]));
-        let noisy = price_of_noise * noise.values.get(value).copied().unwrap_or(0.0);
+        let noisy = price_of_noise * severe(noise.values.get(value).copied().unwrap_or(0.0));
         network.quantization(producer, &readers, QUANTIZE.cost(elements(value), feature_map) + noisy);
         if let Some(producer) = producer {
             let hands_out_floats = sites.all[producer].op.float_output;
@@ -90,6 +90,12 @@ pub(crate) fn best(
         }
     }
     Assignment { int8: network.cut(), costs }
+}
+
+/// x
+fn severe(n: f64) -> f64 {
+    let n0 = std::env::var("N0").ok().and_then(|v| v.parse().ok()).unwrap_or(0.003);
+    if n > 0.0 { n * n / (n + n0) } else { 0.0 }
 }
 
 /// The flow network. Capacities are picoseconds.
