@@ -31,7 +31,7 @@ type Rule = fn(&Graph, NodeId) -> Result<Verdict>;
 /// The rules, in stages that each run until nothing changes; within one, in the order they are tried at a node.
 ///
 /// Activations are put together before anything takes a constant out of them.
-const STAGES: &[&[(&'static str, Rule)]] = &[
+const STAGES: &[&[(&str, Rule)]] = &[
     &[("constant node to initializer", constants::constant), ("view of a constant", constants::view)],
     &[("drop no-op", no_ops::no_op), ("put hard-sigmoid together", activations::hard_sigmoid)],
     &[("fold into weights", affine::into_producer), ("fold into next weights", affine::into_consumer)],

@@ -146,7 +146,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
-    let write = || {
+    let write = || -> std::io::Result<()> {
         let mut file = tempfile::Builder::new().prefix(".rustq-").tempfile_in(folder)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
@@ -154,7 +154,19 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         file.persist(path).map_err(|e| e.error)?;
         Ok(())
     };
-    write().map_err(Error::io(path))
+    write().map_err(|error| Error::io(path)(innermost(error)))
+}
+
+/// The operating system's own error, without what was wrapped around it.
+fn innermost(error: std::io::Error) -> std::io::Error {
+    let mut source = error.get_ref().and_then(|e| e.source());
+    while let Some(inner) = source {
+        if let Some(number) = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error) {
+            return std::io::Error::from_raw_os_error(number);
+        }
+        source = inner.source();
+    }
+    error
 }
 
 /// Gives a new file the permissions of the one it replaces, or those of any newly made file.

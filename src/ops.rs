@@ -4,6 +4,7 @@
 //! [return floats](Op::float_output), its output goes to `QuantizeLinear`. Operators that are not listed stay float.
 
 use crate::graph::{Graph, NodeExt, NodeId};
+use crate::onnx::NodeProto;
 
 /// How an operator relates the quantization of its input to that of its output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +75,19 @@ pub const OPS: &[Op] = &[
     row("Clip", Role::Clip, 1),
 ];
 
+/// Operators with weights that have no integer kernel, and what to say of them.
+const WITHOUT_KERNEL: &[(&str, &str)] = &[
+    ("ConvTranspose", "there is no int8 kernel for transposed convolutions"),
+    ("LSTM", "there is no int8 kernel for it among the standard operators"),
+    ("GRU", "there is no int8 kernel for it among the standard operators"),
+    ("RNN", "there is no int8 kernel for it among the standard operators"),
+];
+
+/// Why an operator with weights has no row at all.
+pub fn without_kernel(node: &NodeProto) -> Option<&'static str> {
+    WITHOUT_KERNEL.iter().find(|(op_type, _)| node.is(op_type)).map(|(_, reason)| *reason)
+}
+
 /// The row of a node, if it has one and its attributes are among those the kernel takes.
 pub fn op(graph: &Graph, id: NodeId) -> Option<&'static Op> {
     let node = graph.node(id);
@@ -92,7 +106,7 @@ pub fn op(graph: &Graph, id: NodeId) -> Option<&'static Op> {
 
 impl Op {
     /// The activation inputs of `node`.
-    pub fn activation_inputs<'n>(&self, node: &'n crate::onnx::NodeProto) -> impl Iterator<Item = &'n str> {
+    pub fn activation_inputs<'n>(&self, node: &'n NodeProto) -> impl Iterator<Item = &'n str> {
         node.input.iter().take(self.activations).map(String::as_str).filter(|name| !name.is_empty())
     }
 }

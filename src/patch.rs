@@ -46,7 +46,7 @@ impl Patch {
         self.shunt.insert(from.to_owned(), to.to_owned());
     }
 
-    /// Adds a constant, or replaces the one of the same name.
+    /// Adds a constant, or replaces the model's of the same name. Adding it again changes nothing.
     pub fn initializer(&mut self, tensor: TensorProto) {
         self.initializers.push(tensor);
     }
@@ -95,7 +95,8 @@ pub fn apply(model: &Model, mut patch: Patch) -> Result<Model> {
     }
     let new: HashSet<&str> = patch.initializers.iter().map(TensorProto::name).collect();
     graph.initializer.retain(|t| !new.contains(t.name()));
-    graph.initializer.extend(patch.initializers);
+    let mut added = HashSet::new();
+    graph.initializer.extend(patch.initializers.into_iter().filter(|t| added.insert(t.name().to_owned())));
     drop_unused(&mut proto);
     Model::from_proto(proto)
 }

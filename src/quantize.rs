@@ -10,6 +10,7 @@ mod cost;
 mod dynamic;
 mod embedding;
 mod emit;
+mod names;
 mod noise;
 mod plan;
 mod scales;
@@ -19,7 +20,7 @@ mod weights;
 use std::collections::HashSet;
 
 use crate::calibration::Calibration;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
 use crate::patch::{Patch, apply};
@@ -31,6 +32,10 @@ use sites::Sites;
 /// First operator set with per-channel QuantizeLinear/DequantizeLinear.
 pub const MINIMUM_OPSET: i64 = 13;
 
+/// What a user of the symmetric scheme should know about ONNX Runtime on x86.
+const SYMMETRIC_NOTE: &str = "ONNX Runtime on x86 uses its kernels for int8 activations everywhere only with the session \
+     option session.qdqisint8allowed=1; the asymmetric scheme needs no option and is the quicker one there";
+
 /// How to quantize.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -40,6 +45,9 @@ pub struct Options {
     pub method: Method,
     /// A weight scale for each output channel, or one for the tensor.
     pub per_channel: bool,
+    /// How much time a less noisy result is worth: a relative noise of 1 in one place costs as much as this many times
+    /// the float model's time. 0 asks for speed alone.
+    pub noise_price: f64,
     /// Nodes that stay float, by [label](NodeExt::label).
     pub exclude: HashSet<String>,
 }
@@ -115,11 +123,12 @@ pub fn values_to_observe(model: &Model) -> Vec<String> {
 /// Quantizes weights and activations of a folded model.
 ///
 /// # Errors
-/// [`Error::Model`] for an operator set without QuantizeLinear per channel, [`Error::Tensor`] for weights that are not
-/// finite, [`Error::Data`] for a calibration with values that are not finite.
+/// [`crate::Error::Tensor`] for weights that are not finite, [`crate::Error::Data`] for a calibration with values that are not finite.
 pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Options) -> Result<Quantized> {
-    check_opset(model)?;
     calibration.check_finite()?;
+    if let Some(reason) = too_old(model) {
+        return Ok(left_float(model, &reason));
+    }
     let graph = Graph::new(model.graph());
     let sites = Sites::find(&graph);
     let float = forced_float(&graph, &sites, calibration, options);
@@ -128,7 +137,8 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
     let candidates: Vec<bool> = (0..sites.all.len()).map(|i| !float.contains_key(&i)).collect();
     let noise = noise::estimate(&graph, &sites, &parameters(&candidates), calibration)?;
     let must_float: HashSet<usize> = float.keys().copied().collect();
-    let best = plan::best(&graph, &sites, &must_float, &noise, |value| calibration.elements(value));
+    let limits = plan::Limits { float: &must_float, noise_price: options.noise_price };
+    let best = plan::best(&graph, &sites, &limits, &noise, |value| calibration.elements(value));
     let int8 = best.int8;
     let activations = parameters(&int8);
     let plan = emit::Plan {
@@ -162,7 +172,10 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
     );
     layers.sort_by_key(|(id, _)| *id);
     let layers = layers.into_iter().map(|(_, layer)| layer).collect();
-    let notes = notes(&graph, calibration, &emitted);
+    let mut notes = notes(&graph, calibration, &emitted);
+    if options.scheme == Scheme::Symmetric && int8.contains(&true) {
+        notes.push(SYMMETRIC_NOTE.to_owned());
+    }
     Ok(Quantized { model: apply(model, emitted.patch)?, layers, notes })
 }
 
@@ -187,14 +200,24 @@ fn embeddings(
     Ok(layers)
 }
 
-fn check_opset(model: &Model) -> Result<()> {
+/// Why the operator set of `model` cannot express int8 weights per channel, if it cannot.
+fn too_old(model: &Model) -> Option<String> {
     match model.opset() {
-        Some(opset) if opset >= MINIMUM_OPSET => Ok(()),
-        opset => Err(Error::Model(format!(
-            "operator set {} has no per-channel DequantizeLinear; {MINIMUM_OPSET} or later is needed",
-            opset.map_or("?".to_owned(), |o| o.to_string())
-        ))),
+        Some(opset) if opset >= MINIMUM_OPSET => None,
+        Some(opset) => Some(format!(
+            "operator set {opset} has no int8 weights per channel; {MINIMUM_OPSET} or later has"
+        )),
+        None => Some("the model does not use the standard operators".to_owned()),
     }
+}
+
+/// The model as it is, with the same reason for every operator that could have been quantized.
+fn left_float(model: &Model, reason: &str) -> Quantized {
+    let graph = Graph::new(model.graph());
+    let sites = Sites::find(&graph);
+    let nodes = sites.all.iter().map(|site| site.id).chain(sites.rejected.iter().map(|(id, _)| *id));
+    let layers = nodes.map(|id| LayerRecord::unquantized(&graph, id, reason.to_owned())).collect();
+    Quantized { model: model.clone(), layers, notes: vec![format!("nothing is quantized: {reason}")] }
 }
 
 /// Sites that must stay float whatever they cost, with the reason.

@@ -205,7 +205,7 @@ mod tests {
             let written = floats_like(&like, "x", &[2, 2], &values).unwrap();
             assert_eq!(written.data_type, like.data_type);
             let exact = like.name() != "d";
-            for (read, value) in floats(&written).unwrap().into_iter().zip(values) {
+            for (read, value) in doubles(&written).unwrap().into_iter().zip(values) {
                 assert!(read == value || !exact && (read - value).abs() < value.abs() / 128.0);
             }
         }
@@ -244,6 +244,6 @@ mod tests {
         for bad in [raw(&[2], 4), raw(&[1], 5), raw(&[-1], 4), raw(&[i64::MAX, 4], 16), raw(&[i64::MAX], 0)] {
             assert!(floats(&bad).unwrap_err().to_string().starts_with("tensor 'w'"), "{bad:?}");
         }
-        assert_eq!(floats(&raw(&[0, 7], 0)).unwrap(), []);
+        assert!(floats(&raw(&[0, 7], 0)).unwrap().is_empty());
     }
 }

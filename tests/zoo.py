@@ -189,16 +189,17 @@ def shared_weights() -> onnx.ModelProto:
     net = Net()
     a, b = net.input("a", 1, 32, 16, 16), net.input("b", 1, 32, 16, 16)
     weight, bias = net.weight(32, 32, 3, 3, fan_in=288), net.weight(32)
-    x = net.op("Conv", a, weight, bias)
-    y = net.op("Conv", net.op("Mul", b, net.constant(9.0)), weight, bias)
-    x, y = (net.op("Flatten", net.op("GlobalAveragePool", net.op("Relu", v))) for v in (x, y))
-    square = net.constant(net.random.normal(size=(32, 32)) * np.linspace(0.01, 1, 32))
-    x = net.op("Gemm", x, square, transB=1)
-    return net.model(net.op("MatMul", x, square), net.op("Gemm", y, square))
+    x = net.op("Relu", net.op("Conv", a, weight, bias))
+    y = net.op("Relu", net.op("Conv", net.op("Exp", b), weight, bias))
+    square = net.constant(net.random.normal(size=(128, 128)) * np.linspace(0.01, 1, 128))
+    rows, bias = net.input("rows", 32, 128), net.weight(128)
+    z = net.op("Relu", net.op("Gemm", rows, square, bias, transB=1))
+    w = net.op("Relu", net.op("Gemm", net.op("MatMul", z, square), square, bias))
+    return net.model(x, y, w)
 
 
 def dead_channels() -> onnx.ModelProto:
-    """Channels whose weights are all zero, with and without a bias, in a Conv and two products."""
+    """Channels whose weights are all zero, with and without a bias, in a Conv and in products."""
     net = Net()
     weight = net.random.normal(size=(32, 32, 3, 3)) / 17
     weight[[3, 7]] = 0
@@ -206,13 +207,13 @@ def dead_channels() -> onnx.ModelProto:
     bias[7] = 0
     x = net.op("Relu", net.conv(net.input("image", 1, 16, 16, 16), 16, 32))
     x = net.op("Conv", x, net.constant(weight), net.constant(bias), pads=[1] * 4)
-    x = net.op("Flatten", net.op("GlobalAveragePool", x))
-    matrix = net.random.normal(size=(32, 64)) / 6
-    matrix[:, [1, 5]] = 0
-    x = net.op("Gemm", x, net.constant(matrix), net.weight(64))
-    matrix = net.random.normal(size=(64, 64)) / 8
-    matrix[:, ::3] = 0
-    return net.model(net.op("Add", net.op("MatMul", x, net.constant(matrix)), net.weight(64)))
+    upright, transposed = (net.random.normal(size=(128, 128)) / 11 for _ in range(2))
+    upright[:, [1, 5]] = 0
+    transposed[::2] = 0
+    y = net.op("Gemm", net.input("rows", 32, 128), net.constant(upright), net.weight(128))
+    y = net.op("Gemm", y, net.constant(transposed), net.weight(128, fan_in=1000), transB=1)
+    y = net.op("MatMul", y, net.constant(upright))
+    return net.model(x, net.op("Add", y, net.weight(128, fan_in=1000)))
 
 
 def huge_bias() -> onnx.ModelProto:
@@ -221,21 +222,22 @@ def huge_bias() -> onnx.ModelProto:
     x = net.op("Relu", net.conv(net.input("image", 1, 16, 16, 16), 16, 32))
     weight = net.random.normal(size=(32, 32, 1, 1))
     weight[4:8] *= 1e-7
-    bias = net.random.normal(size=32) * 100
-    x = net.op("Conv", x, net.constant(weight), net.constant(bias))
-    x = net.op("Flatten", net.op("GlobalAveragePool", x))
-    matrix = net.random.normal(size=(32, 64))
+    x = net.op("Conv", x, net.constant(weight), net.constant(net.random.normal(size=32) * 100))
+    matrix = net.random.normal(size=(128, 128))
     matrix[:, 8:16] *= 1e-8
-    x = net.op("MatMul", x, net.constant(matrix))
-    return net.model(net.op("Add", x, net.constant(net.random.normal(size=64) * 1000)))
+    bias = net.random.normal(size=128) * 1000
+    rows = net.input("rows", 32, 128)
+    y = net.op("Add", net.op("MatMul", rows, net.constant(matrix)), net.constant(bias))
+    z = net.op("Gemm", rows, net.constant(matrix), net.constant(bias))
+    return net.model(x, y, z)
 
 
 def of_type(dtype: Any) -> Callable[[], onnx.ModelProto]:
     def build() -> onnx.ModelProto:
         net = Net()
-        x = net.input("x", 8, 64, dtype=dtype)
-        x = net.op("Relu", net.op("Gemm", x, *(net.weight(*s, fan_in=64, dtype=dtype) for s in ((64, 64), (64,)))))
-        return net.model(net.op("MatMul", x, net.weight(64, 32, fan_in=64, dtype=dtype)))
+        x = net.input("x", 32, 128, dtype=dtype)
+        weights = [net.weight(*shape, fan_in=128, dtype=dtype) for shape in ((128, 128), (128,), (128, 32))]
+        return net.model(net.op("MatMul", net.op("Relu", net.op("Gemm", x, *weights[:2])), weights[2]))
 
     return build
 
@@ -247,21 +249,15 @@ def nameless() -> onnx.ModelProto:
     return model
 
 
-def same_names() -> onnx.ModelProto:
-    model = classifier()
-    for node in model.graph.node:
-        node.name = "node"
-    return model
-
-
 def odd_biases() -> onnx.ModelProto:
     """Gemm biases that are no vector: one number, a row, a column, a matrix; and a bias computed."""
     net = Net()
-    x = net.input("x", 8, 64)
-    for shape in ((1,), (), (1, 64), (8, 1), (8, 64)):
-        x = net.op("Relu", net.op("Gemm", x, net.weight(64, 64, fan_in=64), net.weight(*shape)))
-    computed = net.op("Neg", net.input("bias", 64))
-    return net.model(net.op("Gemm", x, net.weight(64, 64, fan_in=64), computed))
+    x = net.input("x", 32, 128)
+    for shape in ((1,), (), (1, 128), (32, 1), (32, 128)):
+        bias = net.constant(np.abs(net.random.normal(size=shape)))
+        x = net.op("Relu", net.op("Gemm", x, net.weight(128, 128, fan_in=64), bias))
+    computed = net.op("Neg", net.input("bias", 128))
+    return net.model(net.op("Gemm", x, net.weight(128, 128, fan_in=128), computed))
 
 
 def taken_names() -> onnx.ModelProto:
@@ -269,12 +265,13 @@ def taken_names() -> onnx.ModelProto:
     net = Net()
     x = net.op("Relu", net.conv(net.input("x", 1, 32, 16, 16), 32, 32), out="y")
     x = net.op("Conv", x, net.weight(32, 32, 3, 3, fan_in=288, name="w"), net.weight(32, name="b"), out="z")
-    outputs = [net.op("Relu", x)]
-    parts = ("_scale", "_quantized", "_dequantized", "_float", "_zero_point", "_QuantizeLinear")
-    for base in ("x", "y", "z", "w", "b"):
+    outputs = [net.op("Relu", x), net.op("MatMul", net.input("rows", 32, 128), net.weight(128, 128), out="m")]
+    parts = ("_scale", "_quantized", "_dequantized", "_float", "_zero_point",
+             "_QuantizeLinear", "_DequantizeLinear", "_integers", "_cast", "_product")  # fmt: skip
+    for base in ("x", "y", "z", "w", "b", "m", "rows"):
         for part in parts:
             constant = net.constant(net.random.normal(size=4), f"{base}{part}")
-            outputs.append(net.op("Neg", constant))
+            outputs.append(net.op("Neg", constant, name=f"{base}{part}"))
     for name in ("zero_point_u0", "zero_point_i0", "zero_point_u128", "zero_points_32", "zero_points_64"):
         outputs.append(net.op("Neg", net.constant(net.random.normal(size=4), name)))
     return net.model(*outputs)
@@ -309,6 +306,23 @@ def already_quantized() -> onnx.ModelProto:
     return net.model(net.op("Relu", net.conv(x, 32, 32)))
 
 
+def ai_onnx_domain() -> onnx.ModelProto:
+    """The default domain by its long name."""
+    model = classifier()
+    model.opset_import[0].domain = "ai.onnx"
+    return model
+
+
+def contrib_only() -> onnx.ModelProto:
+    """No operator of the default domain, and no import of it."""
+    net = Net()
+    net.op("Gelu", net.input("x", 2, 3), domain="com.microsoft", out="y")
+    output = helper.make_tensor_value_info("y", 1, [2, 3])
+    graph = helper.make_graph(net.nodes, "net", net.inputs, [output])
+    imports = [helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=8)
+
+
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "classifier": classifier,
     "classifier dynamic batch": lambda: classifier(batch="n"),
@@ -331,9 +345,66 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "float16": of_type(np.float16),
     "double": of_type(np.float64),
     "nameless": nameless,
-    "same names": same_names,
     "odd biases": odd_biases,
     "taken names": taken_names,
     "custom operator": custom_operator,
+    "ai.onnx domain": ai_onnx_domain,
+    "contrib only": contrib_only,
     "already quantized": already_quantized,
 }
+
+
+STEPS: dict[str, Callable[[Net, str, str], str]] = {
+    "conv": lambda net, x, _: net.conv(x, 32, 32),
+    "pointwise": lambda net, x, _: net.conv(x, 32, 32, 1),
+    "depthwise": lambda net, x, _: net.conv(x, 32, 32, group=32),
+    "conv bn": lambda net, x, _: net.batch_norm(net.conv(x, 32, 32), 32),
+    "bn": lambda net, x, _: net.batch_norm(x, 32),
+    "relu": lambda net, x, _: net.op("Relu", x),
+    "relu6": lambda net, x, _: net.op("Clip", x, net.constant(0.0), net.constant(6.0)),
+    "clip": lambda net, x, _: net.op("Clip", x, net.constant(-0.5), net.constant(1.5)),
+    "leaky relu": lambda net, x, _: net.op("LeakyRelu", x, alpha=0.1),
+    "sigmoid": lambda net, x, _: net.op("Sigmoid", x),
+    "silu": lambda net, x, _: net.op("Mul", x, net.op("Sigmoid", x)),
+    "hard sigmoid": lambda net, x, _: net.op("HardSigmoid", x, alpha=0.3, beta=0.4),
+    "hard swish": lambda net, x, _: net.op("HardSwish", x),
+    "tanh": lambda net, x, _: net.op("Tanh", x),
+    "add": lambda net, x, y: net.op("Add", x, y),
+    "product": lambda net, x, y: net.op("Mul", x, net.op("Sigmoid", y)),
+    "gate": lambda net, x, y: net.op("Mul", x, net.op("Sigmoid", net.op("GlobalAveragePool", y))),
+    "add constant": lambda net, x, _: net.op("Add", x, net.weight(1, 32, 1, 1)),
+    "add plane": lambda net, x, _: net.op("Add", net.weight(8, 8), x),
+    "scale": lambda net, x, _: net.op("Mul", x, net.constant(0.7)),
+    "concat": lambda net, x, y: net.conv(net.op("Concat", x, y, axis=1), 64, 32, 1),
+    "concat constant": lambda net, x, _: net.conv(
+        net.op("Concat", x, net.weight(1, 16, 8, 8), axis=1), 48, 32, 1
+    ),
+    "max pool": lambda net, x, _: net.op("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4),
+    "average pool": lambda net, x, _: net.op("AveragePool", x, kernel_shape=[3, 3], pads=[1] * 4),
+    "there and back": lambda net, x, _: net.op(
+        "Transpose", net.op("Relu", net.op("Transpose", x, perm=[0, 2, 3, 1])), perm=[0, 3, 1, 2]
+    ),
+    "reshape": lambda net, x, _: net.op("Reshape", x, net.constant([1, 32, 8, 8], dtype=np.int64)),
+    "turn": lambda net, x, _: net.op("Transpose", x, perm=[0, 1, 3, 2]),
+    "up and down": lambda net, x, _: net.op(
+        "MaxPool", net.op("Resize", x, "", net.constant([1, 1, 2, 2]), mode="nearest"),
+        kernel_shape=[2, 2], strides=[2, 2],
+    ),
+    "slice": lambda net, x, _: net.conv(
+        net.op("Slice", x, *(net.constant([n], dtype=np.int64) for n in (8, 24, 1))), 16, 32, 1
+    ),
+    "project": lambda net, x, _: net.op("Add", net.op("MatMul", x, net.weight(8, 8, fan_in=8)), net.weight(8)),
+    "softmax": lambda net, x, _: net.op("Softmax", x, axis=1),
+}  # fmt: skip
+"""What maps one or two values of shape [1, 32, 8, 8] to another."""
+
+
+def random_network(seed: int, steps: int = 12) -> onnx.ModelProto:
+    """A random graph of `STEPS`, some of its values being outputs."""
+    net, draw = Net(seed), np.random.default_rng(seed)
+    values = [net.input("a", 1, 32, 8, 8), net.input("b", 1, 32, 8, 8)]
+    for name in draw.choice(list(STEPS), steps):
+        x, y = (values[-1 - min(int(draw.geometric(0.5)) - 1, len(values) - 1)] for _ in range(2))
+        values.append(STEPS[name](net, x, y))
+    outputs = {values[-1], *draw.choice(values[2:], 2)}
+    return net.model(*sorted(outputs))

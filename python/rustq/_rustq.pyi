@@ -94,6 +94,7 @@ def quantize_static(
     method: str,
     percentile: float,
     per_channel: bool,
+    noise_price: float,
     exclude: list[str],
 ) -> _Outcome: ...
 def quantize_dynamic(model: Model, *, per_channel: bool, exclude: list[str]) -> _Outcome: ...

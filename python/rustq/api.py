@@ -22,6 +22,7 @@ __all__ = ["as_model", "calibrate", "fold", "load", "quantize"]
 
 SCHEMES = ("asym", "sym")
 TARGETS = ("onnxruntime",)
+NOISE_PRICE = {"asym": 5.0, "sym": 10.0}
 PLANNED_TARGETS = ("tensorrt", "ncnn", "ascend")
 
 
@@ -83,7 +84,7 @@ def calibrate(
     """
     _no_executor(executor)
     prepared, _ = _prepare(core_of(model))
-    return _observed(prepared, data, config or QuantConfig(), progress)[0]
+    return _observed(prepared, data, _config(config), progress)[0]
 
 
 def quantize(
@@ -125,7 +126,7 @@ def quantize(
         UnsupportedError: a target, or kind of weights, that is not available yet.
     """
     started = time.perf_counter()
-    config = config or QuantConfig()
+    config = _config(config)
     _check(scheme, target, config)
     _no_executor(executor)
     source = core_of(model)
@@ -149,6 +150,7 @@ def quantize(
             method=config.method,
             percentile=config.percentile,
             per_channel=config.per_channel,
+            noise_price=NOISE_PRICE[scheme] if config.noise_price is None else config.noise_price,
             exclude=excluded,
         )
     names = [name for name, _ in prepared.nodes]
@@ -165,6 +167,12 @@ def quantize(
         seconds=time.perf_counter() - started,
     )
     return QuantizedModel(quantized, report, calibration)
+
+
+def _config(config: QuantConfig | None) -> QuantConfig:
+    if config is not None and not isinstance(config, QuantConfig):
+        raise TypeError(f"config must be a rustq.QuantConfig, got {type(config).__name__}")
+    return config or QuantConfig()
 
 
 def _check(scheme: str, target: str, config: QuantConfig) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from rustq import _rustq
+from rustq.config import QuantConfig
 
 __all__ = ["Calibration"]
 
@@ -48,8 +49,9 @@ class Calibration:
 
         Raises:
             KeyError: there is no such tensor.
-            ValueError: there is no such method or scheme.
+            ValueError: there is no such method or scheme, or the percentile is out of range.
         """
+        QuantConfig(method=method, percentile=percentile)  # checks both
         return self._core.range(tensor, method, percentile, scheme)
 
     def merge(self, other: Calibration) -> Calibration:

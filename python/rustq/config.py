@@ -36,6 +36,9 @@ class QuantConfig:
             weight.
         weights: number format of the weights: `"int8"`. (`"int4"`, `"binary"` and `"log2"` are
             reserved names that `quantize` refuses with `UnsupportedError` for now.)
+        noise_price: what accuracy is worth in time, at least 0: a relative noise of 1 in one place
+            costs as much as this many times the float model's time. Larger leaves more layers in
+            float; 0 asks for speed alone. `None` is 5 for `scheme="asym"` and 10 for `"sym"`.
         exclude: nodes that stay float: a name, a glob (`"/head/*"`, matched against the whole name,
             case-sensitive), an `re.Pattern` (searched for in the name), or several of these. Stored
             as a tuple.
@@ -56,6 +59,7 @@ class QuantConfig:
     percentile: float = 99.99
     per_channel: bool = True
     weights: str = "int8"
+    noise_price: float | None = None
     exclude: NamePattern | Iterable[NamePattern] = ()
     exclude_op_types: str | Iterable[str] = ()
     images: ImageOptions | None = None
@@ -85,6 +89,11 @@ class QuantConfig:
             raise ValueError(
                 f"threads must be at least 1, or None for ONNX Runtime's choice, got {self.threads}"
             )
+        if self.noise_price is not None:
+            if isinstance(self.noise_price, bool) or not isinstance(self.noise_price, int | float):
+                raise TypeError(f"noise_price must be a number or None, got {self.noise_price!r}")
+            if not 0 <= self.noise_price < float("inf"):
+                raise ValueError(f"noise_price must be 0 or more, got {self.noise_price!r}")
         for name, kinds in (
             ("exclude", (str, re.Pattern)),
             ("exclude_op_types", (str,)),

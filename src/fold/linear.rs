@@ -183,10 +183,7 @@ impl<'m> Linear<'m> {
     /// Whether a shift of the input passes into the bias: nothing is padded, and there is a bias to pass into.
     pub fn takes_input_shift(&self, graph: &Graph) -> bool {
         let unpadded = self.node.attribute("pads").is_none_or(|pads| pads.ints.iter().all(|&p| p == 0))
-            && self
-                .node
-                .attribute("auto_pad")
-                .is_none_or(|auto| matches!(&auto.s()[..], b"NOTSET" | b"VALID"));
+            && self.node.attribute("auto_pad").is_none_or(|auto| matches!(auto.s(), b"NOTSET" | b"VALID"));
         match self.kind {
             Kind::Conv => unpadded,
             Kind::Gemm => self.node.float("alpha", 1.0) == 1.0,

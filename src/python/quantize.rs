@@ -13,7 +13,7 @@ type Outcome<'py> = (PyModel, Vec<Bound<'py, PyDict>>, Vec<String>);
 
 /// Quantizes a folded model by what calibration saw.
 #[pyfunction]
-#[pyo3(signature = (model, calibration, *, scheme, method, percentile, per_channel, exclude))]
+#[pyo3(signature = (model, calibration, *, scheme, method, percentile, per_channel, noise_price, exclude))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn quantize_static<'py>(
     py: Python<'py>,
@@ -23,12 +23,14 @@ pub(super) fn quantize_static<'py>(
     method: &str,
     percentile: f64,
     per_channel: bool,
+    noise_price: f64,
     exclude: Vec<String>,
 ) -> PyResult<Outcome<'py>> {
     let options = Options {
         scheme: parse_scheme(scheme)?,
         method: parse_method(method, percentile)?,
         per_channel,
+        noise_price,
         exclude: exclude.into_iter().collect(),
     };
     let (model, calibration) = (&model.0, &calibration.0);

@@ -6,13 +6,14 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::names::Names;
 use super::weights::{self, QuantizedWeights};
-use super::{LayerRecord, Quantized, check_opset};
+use super::{LayerRecord, Quantized, too_old};
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
 use crate::onnx::NodeProto;
-use crate::ops::{Role, op};
+use crate::ops::{Role, op, without_kernel};
 use crate::patch::{Patch, apply, int_attribute, node};
 use crate::tensor::{DataType, tensor};
 
@@ -21,9 +22,12 @@ use crate::tensor::{DataType, tensor};
 /// # Errors
 /// As [`super::quantize_static`].
 pub fn quantize_dynamic(model: &Model, per_channel: bool, exclude: &HashSet<String>) -> Result<Quantized> {
-    check_opset(model)?;
+    if let Some(reason) = too_old(model) {
+        return Ok(super::left_float(model, &reason));
+    }
     let graph = Graph::new(model.graph());
-    let mut writer = Writer { graph: &graph, patch: Patch::default(), inputs: HashMap::new() };
+    let mut writer =
+        Writer { graph: &graph, patch: Patch::default(), names: Names::new(&graph), inputs: HashMap::new() };
     let mut layers = Vec::new();
     for id in 0..graph.nodes().len() {
         let Some(verdict) = verdict(&graph, id, exclude) else { continue };
@@ -41,20 +45,18 @@ pub fn quantize_dynamic(model: &Model, per_channel: bool, exclude: &HashSet<Stri
     Ok(Quantized { model: apply(model, writer.patch)?, layers, notes: Vec::new() })
 }
 
+/// Why convolutions stay float.
+const CONVOLUTION: &str =
+    "a convolution with ranges found at run time is slower in int8 than in float; give calibration data";
+
 /// Whether an operator with weights is quantized, or why not; `None` for any other operator.
 fn verdict(graph: &Graph, id: NodeId, exclude: &HashSet<String>) -> Option<Result<(), String>> {
-    const FLOAT: &[(&str, &str)] = &[
-        (
-            "Conv",
-            "a convolution with ranges found at run time is slower in int8 than in float; give calibration data",
-        ),
-        ("ConvTranspose", "there is no int8 kernel for it"),
-        ("LSTM", "there is no int8 kernel for it in the standard operators"),
-        ("GRU", "there is no int8 kernel for it in the standard operators"),
-    ];
     let node = graph.node(id);
-    if let Some((_, reason)) = FLOAT.iter().find(|(op_type, _)| node.is(op_type)) {
-        return Some(Err((*reason).to_owned()));
+    if node.is("Conv") {
+        return Some(Err(CONVOLUTION.to_owned()));
+    }
+    if let Some(reason) = without_kernel(node) {
+        return Some(Err(reason.to_owned()));
     }
     if !node.is("MatMul") && !node.is("Gemm") {
         return None;
@@ -73,6 +75,7 @@ struct DynamicInput([String; 3]);
 struct Writer<'g, 'm> {
     graph: &'g Graph<'m>,
     patch: Patch,
+    names: Names<'g, 'm>,
     /// Quantized activations that are already written, by name.
     inputs: HashMap<&'m str, DynamicInput>,
 }
@@ -86,17 +89,18 @@ impl<'m> Writer<'_, 'm> {
         let quantized = weights::quantize_alone(self.graph, id, per_channel)?;
         let (w, w_scale) = self.weight(id, &quantized);
         let output = original.output[0].as_str();
-        let part = |name: &str| format!("{output}_{name}");
+        let [integers, cast, scale, product] = ["integers", "cast", "product_scale", "product"]
+            .map(|part| self.names.get(&format!("{output}_{part}")));
         let bias = original.input_at(2);
-        let product = if bias.is_some() { part("product") } else { output.to_owned() };
-        nodes.push(node("MatMulInteger", original.label(), &[&x, &w, &x_zero], &[&part("integers")]));
-        let mut cast = node("Cast", &part("cast"), &[&part("integers")], &[&part("cast")]);
-        cast.attribute.push(int_attribute("to", DataType::Float as i64));
-        nodes.push(cast);
-        nodes.push(node("Mul", &part("scale"), &[&x_scale, &w_scale], &[&part("scale")]));
-        nodes.push(node("Mul", &part("product"), &[&part("cast"), &part("scale")], &[&product]));
+        let result = if bias.is_some() { &product } else { output };
+        nodes.push(node("MatMulInteger", original.label(), &[&x, &w, &x_zero], &[&integers]));
+        let mut to_float = node("Cast", &cast, &[&integers], &[&cast]);
+        to_float.attribute.push(int_attribute("to", DataType::Float as i64));
+        nodes.push(to_float);
+        nodes.push(node("Mul", &scale, &[&x_scale, &w_scale], &[&scale]));
+        nodes.push(node("Mul", &product, &[&cast, &scale], &[result]));
         if let Some(bias) = bias {
-            nodes.push(node("Add", &part("bias"), &[&product, bias], &[output]));
+            nodes.push(node("Add", &self.names.get(&format!("{output}_bias")), &[&product, bias], &[output]));
         }
         self.patch.replace(id, nodes);
         Ok(quantized.sqnr_db)
@@ -107,14 +111,11 @@ impl<'m> Writer<'_, 'm> {
         if let Some(input) = self.inputs.get(value) {
             return input.clone();
         }
-        let input = DynamicInput(["quantized", "scale", "zero_point"].map(|part| format!("{value}_{part}")));
+        let parts = ["quantized", "scale", "zero_point"];
+        let input = DynamicInput(parts.map(|part| self.names.get(&format!("{value}_{part}"))));
         let names = input.0.each_ref().map(String::as_str);
-        nodes.push(node(
-            "DynamicQuantizeLinear",
-            &format!("{value}_DynamicQuantizeLinear"),
-            &[value],
-            &names,
-        ));
+        let label = self.names.get(&format!("{value}_DynamicQuantizeLinear"));
+        nodes.push(node("DynamicQuantizeLinear", &label, &[value], &names));
         self.inputs.insert(value, input.clone());
         input
     }
@@ -124,8 +125,8 @@ impl<'m> Writer<'_, 'm> {
         let original = self.graph.node(id);
         let base = &original.input[1];
         let transposed = original.int("transB", 0) != 0;
-        let suffix = if transposed { "_transposed" } else { "" };
-        let (name, scale_name) = (format!("{base}_quantized{suffix}"), format!("{base}_scale"));
+        let base = if transposed { format!("{base}_transposed") } else { base.clone() };
+        let [name, scale_name] = ["quantized", "scale"].map(|part| self.names.get(&format!("{base}_{part}")));
         let [rows, columns] = [quantized.dims[0], quantized.dims[1]];
         let tensor_ = if transposed {
             let at = |i: usize| quantized.values[(i % rows) * columns + i / rows];

@@ -9,6 +9,7 @@ mod operands;
 
 use std::collections::{HashMap, HashSet};
 
+use super::names::Names;
 use super::sites::{Site, Sites};
 use super::weights::QuantizedWeights;
 use crate::error::Result;
@@ -84,7 +85,7 @@ pub(crate) fn emit(plan: &Plan) -> Result<Emitted> {
         plan,
         patch: Patch::default(),
         weights: HashMap::new(),
-        names: HashMap::new(),
+        names: Names::new(plan.graph),
         shared: HashSet::new(),
     };
     for (site, _) in plan.sites.all.iter().zip(plan.int8).filter(|(_, int8)| **int8) {
@@ -100,8 +101,7 @@ struct Emitter<'p, 'm> {
     plan: &'p Plan<'p, 'm>,
     patch: Patch,
     weights: HashMap<NodeId, QuantizedWeights>,
-    /// New names, which must differ from all of the model's.
-    names: HashMap<String, String>,
+    names: Names<'p, 'm>,
     /// Constants that several nodes use.
     shared: HashSet<String>,
 }
@@ -195,8 +195,9 @@ impl<'m> Emitter<'_, 'm> {
         if !looks_quantized && !shielded.is("MaxPool") {
             return;
         }
+        let label = self.name(&format!("{value}_shield"));
         let guard = |input: &str, slope: f32| {
-            let mut guard = node("LeakyRelu", &format!("{value}_shield"), &[input], &[value]);
+            let mut guard = node("LeakyRelu", &label, &[input], &[value]);
             guard.attribute.push(float_attribute("alpha", slope));
             guard
         };
@@ -215,10 +216,11 @@ impl<'m> Emitter<'_, 'm> {
         let params = &self.plan.activations[value];
         let (scale, zero) = (self.scale(value, params), self.zero_point(params));
         let integers = self.name(&format!("{base}_quantized"));
-        let label = |op_type: &str| format!("{base}_{op_type}");
+        let [quantize, dequantize] =
+            ["QuantizeLinear", "DequantizeLinear"].map(|op_type| self.name(&format!("{base}_{op_type}")));
         [
-            node("QuantizeLinear", &label("QuantizeLinear"), &[input, &scale, &zero], &[&integers]),
-            node("DequantizeLinear", &label("DequantizeLinear"), &[&integers, &scale, &zero], &[output]),
+            node("QuantizeLinear", &quantize, &[input, &scale, &zero], &[&integers]),
+            node("DequantizeLinear", &dequantize, &[&integers, &scale, &zero], &[output]),
         ]
     }
 
@@ -227,10 +229,8 @@ impl<'m> Emitter<'_, 'm> {
         self.name(&format!("{value}_dequantized"))
     }
 
-    /// `name`, or something like it if the model has such a value already.
     fn name(&mut self, name: &str) -> String {
-        let fresh = || self.plan.graph.fresh(name, None);
-        self.names.entry(name.to_owned()).or_insert_with(fresh).clone()
+        self.names.get(name)
     }
 
     /// The scalar scale of an activation.

@@ -130,13 +130,7 @@ impl<'a, 'm> Model<'a, 'm> {
             "Mul" => {
                 node.input.iter().filter(|name| *name != value).map(|name| self.mean_square(name)).product()
             }
-            "GlobalAveragePool" | "AveragePool" => {
-                if read > made {
-                    made / read
-                } else {
-                    1.0
-                }
-            }
+            "GlobalAveragePool" | "AveragePool" if read > made => made / read,
             "Concat" => read / made.max(1.0),
             "Sigmoid" => mean_slope(&|x| {
                 let y = 1.0 / (1.0 + (-x).exp());
@@ -151,7 +145,7 @@ impl<'a, 'm> Model<'a, 'm> {
     }
 
     fn mean_square(&self, operand: &str) -> f64 {
-        match self.graph.initializer(operand).map(floats) {
+        match self.graph.constant(operand).map(floats) {
             Some(Ok(values)) => {
                 values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / values.len().max(1) as f64
             }

@@ -1,8 +1,8 @@
 //! Which sites run on integers: the best assignment, as a minimum cut.
 //!
 //! Each site is either float or int8 and has a price for both; a value that crosses between the two costs a
-//! `QuantizeLinear` or a `DequantizeLinear`, once, however many operators read it. A price is time plus noise: noise is
-//! worth [`TIME_PER_NOISE`] times the float model's time. The assignment with the least total is the minimum cut of a
+//! `QuantizeLinear` or a `DequantizeLinear`, once, however many operators read it. A price is time plus noise: a relative
+//! noise of 1 is worth [`Limits::noise_price`] times the time of the float model. The assignment with the least total is the minimum cut of a
 //! network with the int8 sites on the source's side (Greig, Porteous and Seheult 1989).
 
 use std::collections::HashSet;
@@ -16,9 +16,6 @@ use super::noise::Noise;
 use super::sites::Sites;
 use crate::graph::Graph;
 
-/// Share of the float model's time that a relative noise of 1 in one place is worth avoiding.
-const TIME_PER_NOISE: f64 = 10.0;
-
 /// Capacity of an edge that no cut may cross.
 const NEVER: u64 = u64::MAX / 1024;
 
@@ -30,45 +27,28 @@ pub(crate) struct Assignment {
     pub costs: Vec<Cost>,
 }
 
-/// Finds the best assignment that leaves the sites in `float` alone.
+/// What bounds the assignment.
+pub(crate) struct Limits<'l> {
+    /// Sites that stay float.
+    pub float: &'l HashSet<usize>,
+    /// Times the float model's time that a relative noise of 1 is worth.
+    pub noise_price: f64,
+}
+
+/// Finds the best assignment.
 pub(crate) fn best(
     graph: &Graph,
     sites: &Sites,
-    float: &HashSet<usize>,
+    limits: &Limits,
     noise: &Noise,
     elements: impl Fn(&str) -> f64,
 ) -> Assignment {
     let costs: Vec<Cost> = sites.all.iter().map(|site| cost(graph, site, &elements)).collect();
-    let price_of_noise = std::env::var("TPN").ok().and_then(|v| v.parse().ok()).unwrap_or(TIME_PER_NOISE)
-        * costs.iter().map(|cost| cost.float).sum::<f64>();
-    if std::env::var("DBG").is_ok() {
-        let mut v: Vec<_> = noise.values.iter().map(|(k, v)| (*v, k.to_string())).collect();
-        v.sort_by(|a, b| b.0.total_cmp(&a.0));
-        eprintln!(
-            "sum {:.4} weights {:.4}",
-            v.iter().map(|x| x.0).sum::<f64>(),
-            noise.weights.iter().sum::<f64>()
-        );
-        for (n, k) in v.iter().take(14) {
-            eprintln!("  {n:.5} {k}");
-        }
-        let mut c: Vec<_> = costs.iter().enumerate().map(|(i, c)| (c.float, c.int8, i)).collect();
-        c.sort_by(|a, b| b.0.total_cmp(&a.0));
-        for (f, q, i) in c.iter().take(12) {
-            eprintln!(
-                "  cost float {:.0} int8 {:.0} us {} {}",
-                f / 1e3,
-                q / 1e3,
-                sites.all[*i].op.op_type,
-                sites.all[*i].outputs[0]
-            );
-        }
-        eprintln!("total float {:.0} us", costs.iter().map(|c| c.float).sum::<f64>() / 1e3);
-    }
+    let price_of_noise = limits.noise_price * costs.iter().map(|cost| cost.float).sum::<f64>();
     let mut network = Network::new(sites.all.len());
     for (i, cost) in costs.iter().enumerate() {
-        let int8 = cost.int8 + price_of_noise * severe(noise.weights[i]);
-        network.site(i, cost.float, if float.contains(&i) { f64::INFINITY } else { int8 });
+        let int8 = cost.int8 + price_of_noise * noise.weights[i];
+        network.site(i, cost.float, if limits.float.contains(&i) { f64::INFINITY } else { int8 });
     }
     for value in sites.values() {
         let producer = sites.producer(graph, value);
@@ -80,7 +60,7 @@ pub(crate) fn best(
         readers.sort_unstable();
         let feature_map =
             producer.into_iter().chain(readers.iter().copied()).any(|i| on_feature_maps(&sites.all[i]));
-        let noisy = price_of_noise * severe(noise.values.get(value).copied().unwrap_or(0.0));
+        let noisy = price_of_noise * noise.values.get(value).copied().unwrap_or(0.0);
         network.quantization(producer, &readers, QUANTIZE.cost(elements(value), feature_map) + noisy);
         if let Some(producer) = producer {
             let hands_out_floats = sites.all[producer].op.float_output;
@@ -90,12 +70,6 @@ pub(crate) fn best(
         }
     }
     Assignment { int8: network.cut(), costs }
-}
-
-/// x
-fn severe(n: f64) -> f64 {
-    let n0 = std::env::var("N0").ok().and_then(|v| v.parse().ok()).unwrap_or(0.003);
-    if n > 0.0 { n * n / (n + n0) } else { 0.0 }
 }
 
 /// The flow network. Capacities are picoseconds.

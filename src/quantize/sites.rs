@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::fold::activations::clip_bounds;
 use crate::graph::{Graph, NodeExt, NodeId};
-use crate::ops::{Op, Role, op};
+use crate::ops::{OPS, Op, Role, op, without_kernel};
 use crate::tensor::is_float;
 
 /// An operator with an integer kernel, together with the clip that its saturation replaces.
@@ -97,28 +97,23 @@ impl<'m> Sites<'m> {
 /// The site at node `id`, the reason why an operator with weights is none, or `None`.
 fn site<'m>(graph: &Graph<'m>, id: NodeId) -> Option<Result<Site<'m>, String>> {
     let node = graph.node(id);
+    if let Some(reason) = without_kernel(node) {
+        return Some(Err(reason.to_owned()));
+    }
     let Some(op) = op(graph, id) else {
-        return crate::ops::OPS
-            .iter()
-            .any(|op| op.role == Role::Linear && node.is(op.op_type))
-            .then(|| Err("its attributes are not among those of the int8 kernel".to_owned()));
+        let heavy = OPS.iter().any(|op| op.role == Role::Linear && node.is(op.op_type));
+        return heavy.then(|| Err("its attributes are not among those of the int8 kernel".to_owned()));
     };
     if op.role == Role::Clip {
         return None;
     }
-    if let Some(weight) = op.weight {
-        if let Err(reason) = constant_weights(graph, id, weight) {
-            return Some(Err(reason));
-        }
+    if let Some(Err(reason)) = op.weight.map(|weight| constant_weights(graph, id, weight)) {
+        return Some(Err(reason));
     }
-    let inputs: Vec<_> =
-        op.activation_inputs(node).filter(|name| graph.initializer(name).is_none()).collect();
-    if inputs.is_empty() {
-        return None;
-    }
-    let constants_are_floats =
-        op.activation_inputs(node).filter_map(|name| graph.initializer(name)).all(is_float);
-    if !constants_are_floats {
+    let (constants, inputs): (Vec<_>, Vec<_>) =
+        op.activation_inputs(node).partition(|name| graph.initializer(name).is_some());
+    let usable = |name: &&str| graph.constant(name).is_some_and(is_float);
+    if inputs.is_empty() || !constants.iter().all(usable) {
         return None;
     }
     let clip = fused_clip(graph, id, op);
@@ -141,8 +136,16 @@ pub(crate) fn constant_weights(graph: &Graph, id: NodeId, index: usize) -> Resul
     if !node.is("Conv") && weight.dims.len() != 2 {
         return Err(format!("its weights '{name}' have {} dimensions", weight.dims.len()));
     }
-    let bias_is_constant = node.is("MatMul") || node.input_at(2).is_none_or(|b| graph.constant(b).is_some());
-    if bias_is_constant { Ok(()) } else { Err("its bias is not a constant".to_owned()) }
+    let Some(bias) = node.input_at(2) else { return Ok(()) };
+    let channels = weight.dims[super::weights::channel_axis(graph, id)];
+    let vector = |dims: &[i64]| {
+        dims.iter().rev().skip(1).all(|&d| d == 1) && dims.last().is_none_or(|&d| d == 1 || d == channels)
+    };
+    match graph.constant(bias) {
+        Some(bias) if vector(&bias.dims) => Ok(()),
+        Some(_) => Err(format!("its bias '{bias}' is not a vector over the channels")),
+        None => Err("its bias is not a constant".to_owned()),
+    }
 }
 
 /// The clip behind `id` that saturation can replace: the only reader of the result, with the lower bound 0.

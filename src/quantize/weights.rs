@@ -34,22 +34,35 @@ pub(crate) struct QuantizedWeights {
     pub dead_channels: usize,
 }
 
-/// Quantizes the weights of node `id`, whose input has the scale `input_scale`.
+/// Quantizes the weights of node `id`, whose input has the scale `input_scale`, and a bias with one value per channel.
 ///
 /// # Errors
-/// [`Error::Tensor`] when weights or bias are not finite, or do not fit together.
+/// [`Error::Tensor`] when weights are not finite, or bias and weights do not fit together.
 pub(crate) fn quantize(
     graph: &Graph,
     id: NodeId,
+    bias: Option<&[f32]>,
     input_scale: f32,
     per_channel: bool,
 ) -> Result<QuantizedWeights> {
-    let bias = graph.node(id).input_at(2).and_then(|name| graph.constant(name)).map(finite).transpose()?;
-    let grid_bias = bias.as_deref().map(|bias| (bias, input_scale));
+    let grid_bias = bias.map(|bias| (bias, input_scale));
     let (mut weights, scale) =
         on_grid(weight_of(graph, id)?, channel_axis(graph, id), grid_bias, per_channel)?;
-    weights.bias = bias.map(|bias| quantize_bias(&bias, input_scale, &scale));
+    weights.bias = bias.map(|bias| quantize_bias(bias, input_scale, &scale));
     Ok(weights)
+}
+
+/// The bias among the inputs of node `id`, one value per output channel.
+///
+/// # Errors
+/// [`Error::Tensor`] when it is not finite.
+pub(crate) fn bias(graph: &Graph, id: NodeId) -> Result<Option<Vec<f32>>> {
+    let Some(bias) = graph.node(id).input_at(2).and_then(|name| graph.constant(name)) else {
+        return Ok(None);
+    };
+    let values = finite(bias)?;
+    let channels = shape(weight_of(graph, id)?)?[channel_axis(graph, id)];
+    Ok(Some(if let &[value] = values.as_slice() { vec![value; channels] } else { values }))
 }
 
 fn weight_of<'m>(graph: &Graph<'m>, id: NodeId) -> Result<&'m TensorProto> {
@@ -110,7 +123,7 @@ pub(crate) fn channel_axis(graph: &Graph, id: NodeId) -> usize {
 }
 
 /// Rounds a bias to the grid s_x · s_w\[c\]; returns the integers and that scale.
-pub(crate) fn quantize_bias(bias: &[f32], input_scale: f32, weight_scale: &[f32]) -> (Vec<i32>, Vec<f32>) {
+fn quantize_bias(bias: &[f32], input_scale: f32, weight_scale: &[f32]) -> (Vec<i32>, Vec<f32>) {
     let scale: Vec<f32> = weight_scale.iter().map(|&s| input_scale * s).collect();
     let round = |(&b, &s): (&f32, &f32)| (f64::from(b) / f64::from(s)).round_ties_even() as i32;
     (bias.iter().zip(&scale).map(round).collect(), scale)

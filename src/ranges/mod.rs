@@ -15,11 +15,8 @@ pub use noise::NoiseModel;
 use crate::observer::Observer;
 use crate::qparams::{Range, Scheme};
 
-/// What clipping counts in [`Method::Auto`].
-#[allow(non_snake_case)]
-fn CLIPPING() -> f64 {
-    std::env::var("CLIPW").ok().and_then(|v| v.parse().ok()).unwrap_or(8.0)
-}
+/// What clipping counts in [`Method::Auto`]: chosen by measurement, see the documentation's table of methods.
+const CLIPPING: f64 = 3.0;
 
 /// How to choose the range.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -56,7 +53,7 @@ pub fn range(observer: &Observer, method: Method, scheme: Scheme) -> Range {
         Method::Percentile(p) => percentile::range(observer, p, scheme),
         Method::Entropy => entropy::range(observer, full, scheme),
         Method::Mse => mse::range(observer, full, scheme, 1.0),
-        Method::Auto => mse::range(observer, full, scheme, CLIPPING()),
+        Method::Auto => mse::range(observer, full, scheme, CLIPPING),
         Method::Ifmr => ifmr::range(observer, scheme),
     }
 }
@@ -65,8 +62,8 @@ pub fn range(observer: &Observer, method: Method, scheme: Scheme) -> Range {
 mod tests {
     use super::*;
 
-    pub(super) const METHODS: [Method; 5] =
-        [Method::MinMax, Method::Percentile(99.9), Method::Entropy, Method::Mse, Method::Ifmr];
+    pub(super) const METHODS: [Method; 6] =
+        [Method::MinMax, Method::Percentile(99.9), Method::Entropy, Method::Mse, Method::Auto, Method::Ifmr];
 
     #[test]
     fn degenerate_observations() {

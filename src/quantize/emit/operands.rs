@@ -9,8 +9,16 @@ use crate::ops::Role;
 use crate::patch::{int_attribute, node};
 use crate::qparams::{Dtype, QuantParams, Range};
 use crate::quantize::sites::Site;
-use crate::quantize::weights::{self, QuantizedWeights};
+use crate::quantize::weights;
 use crate::tensor::{floats, is_float, shape, tensor};
+
+/// A bias that another operator adds.
+struct BiasBehind {
+    add: NodeId,
+    /// Which of its inputs is the bias.
+    index: usize,
+    values: Vec<f32>,
+}
 
 impl<'m> Emitter<'_, 'm> {
     /// Points the inputs of `operator` at dequantized values; the nodes that make them go to `nodes`.
@@ -23,7 +31,7 @@ impl<'m> Emitter<'_, 'm> {
         let plan = self.plan;
         for index in 0..site.op.activations.min(operator.input.len()) {
             let value = operator.input[index].clone();
-            if let Some(constant) = plan.graph.initializer(&value) {
+            if let Some(constant) = plan.graph.constant(&value) {
                 operator.input[index] = self.constant_operand(constant, site.id, nodes)?;
             } else if !plan.is_made_of_integers(&value) {
                 operator.input[index] = self.dequantized(&value);
@@ -69,47 +77,56 @@ impl<'m> Emitter<'_, 'm> {
     ) -> Result<()> {
         let plan = self.plan;
         let input_scale = plan.activations[site.inputs[0]].scale[0];
-        let quantized = weights::quantize(plan.graph, site.id, input_scale, plan.per_channel)?;
+        let own_bias = weights::bias(plan.graph, site.id)?;
+        let bias_behind = if own_bias.is_some() { None } else { self.bias_behind(site)? };
+        let bias = own_bias.as_deref().or(bias_behind.as_ref().map(|behind| behind.values.as_slice()));
+        let quantized = weights::quantize(plan.graph, site.id, bias, input_scale, plan.per_channel)?;
         let integers = tensor("", &quantized.dims, &quantized.values);
-        // Without zero points ONNX Runtime does not fuse a Gemm; the other kernels do without.
-        let zero = (site.op.op_type == "Gemm").then(|| self.zeros(&quantized.params));
+        // Without zero points ONNX Runtime does not fuse a Gemm, or what it makes a Gemm of; a Conv does without.
+        let zero = (site.op.op_type != "Conv").then(|| self.zeros(&quantized.params));
         let base = self.own(&operator.input[1], site.id);
         operator.input[1] = self.dequantized_constant(&base, integers, &quantized.params, zero, nodes);
         if let Some((values, scale)) = &quantized.bias {
-            let base = self.own(&operator.input[2], site.id);
-            operator.input[2] = self.bias(&base, values, scale, nodes);
-        }
-        if operator.is("MatMul") && !plan.is_written_as_integers(site, site.outputs[0]) {
-            self.bias_behind(site, input_scale, &quantized)?;
+            match bias_behind {
+                None => {
+                    let base = self.own(&operator.input[2], site.id);
+                    operator.input[2] = self.bias(&base, values, scale, nodes);
+                }
+                Some(BiasBehind { add, index, .. }) => {
+                    let mut adder = plan.graph.node(add).clone();
+                    let (base, mut before) = (self.own(&adder.input[index], add), Vec::new());
+                    adder.input[index] = self.bias(&base, values, scale, &mut before);
+                    before.push(adder);
+                    self.patch.replace(add, before);
+                }
+            }
         }
         self.weights.insert(site.id, quantized);
         Ok(())
     }
 
-    /// The bias that an `Add` puts on a `MatMul`.
+    /// The bias that an `Add` puts on a `MatMul`, if it had better be int32.
     ///
     /// ONNX Runtime makes a `Gemm` of the two where it knows that the operands are matrices, and has an integer `Gemm`
     /// only for an int32 bias. Where it does not know, it adds in float, and a float bias is the quicker one.
-    fn bias_behind(&mut self, site: &Site<'m>, input_scale: f32, quantized: &QuantizedWeights) -> Result<()> {
+    fn bias_behind(&self, site: &Site<'m>) -> Result<Option<BiasBehind>> {
         let plan = self.plan;
+        let output = site.outputs[0];
         let becomes_gemm = plan.static_shapes || (plan.rank)(site.inputs[0]) == Some(2);
-        let add = plan.graph.sole_consumer(site.outputs[0]).filter(|_| becomes_gemm);
+        if site.op.op_type != "MatMul" || !becomes_gemm || plan.is_written_as_integers(site, output) {
+            return Ok(None);
+        }
+        let columns = plan.graph.constant(&plan.graph.node(site.id).input[1]).and_then(|w| w.dims.last());
         let float = |id: &NodeId| plan.sites.of_node(*id).is_none_or(|i| !plan.int8[i]);
-        let Some(add) = add.filter(|id| plan.graph.node(*id).is("Add")).filter(float) else { return Ok(()) };
-        let vector = |t: &&TensorProto| t.dims == [quantized.dims[1] as i64] && is_float(t);
-        let mut operator = plan.graph.node(add).clone();
-        let constants = operator.input.iter().map(|name| plan.graph.constant(name).filter(vector));
+        let add = plan.graph.sole_consumer(output).filter(|id| plan.graph.node(*id).is("Add") && float(id));
+        let Some((add, &columns)) = add.zip(columns) else { return Ok(None) };
+        let vector = |t: &&TensorProto| t.dims == [columns] && is_float(t);
+        let constants =
+            plan.graph.node(add).input.iter().map(|name| plan.graph.constant(name).filter(vector));
         let Some((index, constant)) = constants.enumerate().find_map(|(i, t)| Some((i, t?))) else {
-            return Ok(());
+            return Ok(None);
         };
-        let scale: Vec<f32> =
-            quantized.params.scale.iter().copied().cycle().take(quantized.dims[1]).collect();
-        let (values, scale) = weights::quantize_bias(&floats(constant)?, input_scale, &scale);
-        let mut nodes = Vec::new();
-        operator.input[index] = self.bias(&self.own(constant.name(), add), &values, &scale, &mut nodes);
-        nodes.push(operator);
-        self.patch.replace(add, nodes);
-        Ok(())
+        Ok(Some(BiasBehind { add, index, values: weights::finite(constant)? }))
     }
 
     /// An int32 bias behind its DequantizeLinear.
