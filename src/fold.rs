@@ -58,6 +58,7 @@ pub struct FoldRecord {
 /// # Errors
 /// [`crate::Error`] when the model is inconsistent.
 pub fn fold(model: &Model) -> Result<(Model, Vec<FoldRecord>)> {
+    Graph::new(model.graph()).check()?;
     let mut model = constants_leave_inputs(model)?;
     let mut records = Vec::new();
     for rules in STAGES {

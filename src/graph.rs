@@ -1,5 +1,7 @@
 //! A read-only index of a graph, and the guards every edit asks.
 
+mod check;
+
 use std::collections::{HashMap, HashSet};
 
 use crate::model::is_default_domain;

@@ -159,7 +159,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// The operating system's own error, without what was wrapped around it.
 fn innermost(error: std::io::Error) -> std::io::Error {
-    let mut source = error.get_ref().and_then(|e| e.source());
+    let mut source = error.get_ref().map(|e| e as &(dyn std::error::Error + 'static));
     while let Some(inner) = source {
         if let Some(number) = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error) {
             return std::io::Error::from_raw_os_error(number);

@@ -4,7 +4,8 @@
 //! [return floats](Op::float_output), its output goes to `QuantizeLinear`. Operators that are not listed stay float.
 
 use crate::graph::{Graph, NodeExt, NodeId};
-use crate::onnx::NodeProto;
+use crate::onnx::{NodeProto, TensorProto};
+use crate::tensor::shape;
 
 /// How an operator relates the quantization of its input to that of its output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +87,27 @@ const WITHOUT_KERNEL: &[(&str, &str)] = &[
 /// Why an operator with weights has no row at all.
 pub fn without_kernel(node: &NodeProto) -> Option<&'static str> {
     WITHOUT_KERNEL.iter().find(|(op_type, _)| node.is(op_type)).map(|(_, reason)| *reason)
+}
+
+/// Dimensions of the weights of a `Conv`, `ConvTranspose`, `Gemm` or `MatMul`, if they can be those of one.
+///
+/// # Errors
+/// Why they cannot.
+pub fn weight_dims(node: &NodeProto, weight: &TensorProto) -> Result<Vec<usize>, String> {
+    let dims = shape(weight).map_err(|e| e.to_string())?;
+    let convolution = node.is("Conv") || node.is("ConvTranspose");
+    let wrong = |what: &str| Err(format!("its weights '{}' have {what}", weight.name()));
+    if dims.contains(&0) {
+        return wrong("no elements");
+    }
+    if convolution && dims.len() < 3 || !convolution && dims.len() != 2 {
+        return wrong(&format!("{} dimensions", dims.len()));
+    }
+    let groups = usize::try_from(node.int("group", 1)).unwrap_or(0);
+    if convolution && (groups == 0 || dims[0] % groups != 0) {
+        return wrong(&format!("{} channels for {groups} groups", dims[0]));
+    }
+    Ok(dims)
 }
 
 /// The row of a node, if it has one and its attributes are among those the kernel takes.

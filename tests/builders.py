@@ -38,7 +38,9 @@ class Net:
         values = self.random.normal(size=shape) / np.sqrt(fan_in)
         return self.constant(values, name, dtype)
 
-    def op(self, op_type: str, *inputs: str, out: str = "", name: str = "", **attributes: Any) -> str:
+    def op(
+        self, op_type: str, *inputs: str, out: str = "", name: str = "", **attributes: Any
+    ) -> str:
         """Adds a node with one output, called `out`; returns the output."""
         label = f"{op_type.lower()}{len(self.nodes)}"
         node = helper.make_node(op_type, inputs, [out or label], name or f"n_{label}", **attributes)
@@ -120,7 +122,9 @@ def sqnr(expected: Array, found: Array) -> float:
     return float("inf") if noise == 0 else 10 * np.log10(float((x**2).sum()) / noise + 1e-30)
 
 
-def random_feeds(model: onnx.ModelProto, count: int = 4, seed: int = 1, batch: int = 2) -> list[Feed]:
+def random_feeds(
+    model: onnx.ModelProto, count: int = 4, seed: int = 1, batch: int = 2
+) -> list[Feed]:
     """Standard normal values, or integers below 8, for every input without a default value."""
     random = np.random.default_rng(seed)
     defaults = {tensor.name for tensor in model.graph.initializer}
@@ -131,7 +135,9 @@ def random_feeds(model: onnx.ModelProto, count: int = 4, seed: int = 1, batch: i
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
         if dtype.kind == "f":
             return np.asarray(random.normal(size=shape)).astype(dtype)
-        return np.asarray(random.integers(0, 2 if dtype.kind == "b" else 8, size=shape)).astype(dtype)
+        return np.asarray(random.integers(0, 2 if dtype.kind == "b" else 8, size=shape)).astype(
+            dtype
+        )
 
     inputs = [value for value in model.graph.input if value.name not in defaults]
     return [{value.name: array(value) for value in inputs} for _ in range(count)]

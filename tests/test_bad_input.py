@@ -112,7 +112,10 @@ def with_weights(tensor: TensorProto, op_type: str = "Conv", **attributes: Any) 
         helper.make_node("Mul", ["y", "two"], ["z"]),
     ]
     two = numpy_helper.from_array(np.float32(2), "two")
-    x, z = (helper.make_tensor_value_info(name, 1, [1, 4, 4, 4][: 4 if op_type == "Conv" else 2]) for name in "xz")
+    x, z = (
+        helper.make_tensor_value_info(name, 1, [1, 4, 4, 4][: 4 if op_type == "Conv" else 2])
+        for name in "xz"
+    )
     graph = helper.make_graph(nodes, "g", [x], [z], [tensor, two])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
@@ -185,7 +188,9 @@ def test_weights_that_do_not_fill_their_shape_are_named(kind: str) -> None:
 
 
 @pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose", "MatMul", "Gemm"])
-@pytest.mark.parametrize("dims", [[], [4], [0, 4], [4, 4, 1], [0, 0, 0, 0], [4, 0, 3, 3], [1, 1, 1, 1, 1]])
+@pytest.mark.parametrize(
+    "dims", [[], [4], [0, 4], [4, 4, 1], [0, 0, 0, 0], [4, 0, 3, 3], [1, 1, 1, 1, 1]]
+)
 def test_weights_of_any_rank(op_type: str, dims: list[int]) -> None:
     count = int(np.prod(dims, dtype=int))
     model = with_weights(hostile(dims, np.ones(count, np.float32).tobytes()), op_type)
@@ -201,7 +206,12 @@ def test_weights_of_any_rank(op_type: str, dims: list[int]) -> None:
 def test_nodes_that_lack_inputs_or_outputs(field: str, keep: int) -> None:
     """Every node of two models in turn loses its inputs or outputs: an error or not, but no panic."""
     net = Net()
-    x = net.op("Clip", net.op("Add", net.input("x", 1, 4), net.constant(3.0)), net.constant(0.0), net.constant(6.0))
+    x = net.op(
+        "Clip",
+        net.op("Add", net.input("x", 1, 4), net.constant(3.0)),
+        net.constant(0.0),
+        net.constant(6.0),
+    )
     x = net.op("Mul", net.op("Div", x, net.constant(6.0)), net.op("Identity", x))
     x = net.op("Sub", net.op("MatMul", net.op("Dropout", x), net.weight(4, 4)), net.weight(4))
     small = net.model(net.op("Gemm", x, net.weight(4, 4)))
@@ -229,12 +239,21 @@ def test_a_model_that_onnx_runtime_refuses() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
     ("where", "scheme"),
-    [(where, scheme) for where in ("conv weight", "conv bias", "gemm weight", "gemm bias") for scheme in ("asym", "sym")]
+    [
+        (where, scheme)
+        for where in ("conv weight", "conv bias", "gemm weight", "gemm bias")
+        for scheme in ("asym", "sym")
+    ]
     + [("gemm weight", "dynamic")],
 )
 def test_weights_that_are_not_finite(value: float, where: str, scheme: str) -> None:
     net = Net()
-    shapes = {"conv weight": (32, 16, 3, 3), "conv bias": (32,), "gemm weight": (32, 64), "gemm bias": (64,)}
+    shapes = {
+        "conv weight": (32, 16, 3, 3),
+        "conv bias": (32,),
+        "gemm weight": (32, 64),
+        "gemm bias": (64,),
+    }
     for name, shape in shapes.items():
         array = net.random.normal(size=shape)
         if name == where:
@@ -254,7 +273,7 @@ def test_batch_norm_that_is_not_finite_is_named() -> None:
     constants = [net.constant(np.full(8, v), f"bn{i}") for i, v in enumerate((1, 0, 0, -1))]
     x = net.op("Conv", net.input("x", 1, 3, 8, 8), net.weight(8, 3, 3, 3))
     model = net.model(net.op("Relu", net.op("BatchNormalization", x, *constants, name="the_bn")))
-    with pytest.raises(rustq.RustqError, match="the_bn|bn3|batchnormalization"):
+    with pytest.raises(rustq.RustqError, match=r"the_bn|bn3|batchnormalization"):
         rustq.quantize(model, random_feeds(model, 1))
 
 
@@ -288,7 +307,9 @@ IMAGE = np.zeros((1, 3, 32, 32), np.float32)
         ("gone.npz", FileNotFoundError, ["gone.npz"]),
     ],
 )
-def test_data_that_does_not_fit(model: onnx.ModelProto, data: Any, error: type[Exception], parts: list[str]) -> None:
+def test_data_that_does_not_fit(
+    model: onnx.ModelProto, data: Any, error: type[Exception], parts: list[str]
+) -> None:
     for verb in (rustq.quantize, rustq.calibrate):
         if isinstance(data, list | np.ndarray | str | bytes | int) or verb is rustq.quantize:
             with pytest.raises(error) as raised:
@@ -310,7 +331,7 @@ def test_integers_are_cast_where_they_fit(dtype: Any) -> None:
     model = transformer()
     (feed,) = random_feeds(model, 1)
     rustq.calibrate(model, [feed | {"ids": feed["ids"].astype(dtype)}])
-    with pytest.raises(rustq.DataError, match='input "ids".*float32'):
+    with pytest.raises(rustq.DataError, match=r'input "ids".*float32'):
         rustq.calibrate(model, [feed | {"ids": feed["ids"].astype(np.float32)}])
 
 
@@ -328,7 +349,11 @@ def test_integers_are_cast_where_they_fit(dtype: Any) -> None:
     ],
 )
 def test_bad_arguments(
-    model: onnx.ModelProto, feeds: list[Feed], arguments: dict[str, Any], error: type[Exception], parts: list[str]
+    model: onnx.ModelProto,
+    feeds: list[Feed],
+    arguments: dict[str, Any],
+    error: type[Exception],
+    parts: list[str],
 ) -> None:
     with pytest.raises(error) as raised:
         rustq.quantize(model, feeds, **arguments)
@@ -426,7 +451,9 @@ def failed(capsys: pytest.CaptureFixture[str], arguments: list[object], *parts: 
 
 @pytest.mark.parametrize("command", ["quantize", "fold", "inspect"])
 @pytest.mark.parametrize("kind", ["empty", "text", "truncated", "missing"])
-def test_cli_bad_model(capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, kind: str) -> None:
+def test_cli_bad_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, kind: str
+) -> None:
     path = tmp_path / "bad.onnx"
     if kind != "missing":
         path.write_bytes(NO_MODELS[kind])
@@ -446,7 +473,11 @@ def test_cli_unwritable_output_is_found_first(
         monkeypatch.setattr(rustq, verb, worked)
     folder = model.parent / "folder"
     folder.mkdir()
-    for output, part in ((folder, "folder"), (model.parent / "nowhere" / "x", "nowhere"), (model / "x", "m.onnx")):
+    for output, part in (
+        (folder, "folder"),
+        (model.parent / "nowhere" / "x", "nowhere"),
+        (model / "x", "m.onnx"),
+    ):
         failed(capsys, ["quantize", model, "--data", data, "-o", output], part)
         failed(capsys, ["calibrate", model, "--data", data, "-o", output], part)
         failed(capsys, ["fold", model, "-o", output], part)
@@ -463,7 +494,9 @@ def test_cli_output_is_the_input(
     assert sorted(path.name for path in model.parent.iterdir()) == ["data.npz", "m.onnx"]
 
 
-def test_cli_failure_keeps_the_old_output(capsys: pytest.CaptureFixture[str], files: tuple[Path, Path]) -> None:
+def test_cli_failure_keeps_the_old_output(
+    capsys: pytest.CaptureFixture[str], files: tuple[Path, Path]
+) -> None:
     model, data = files
     output = model.parent / "out.onnx"
     output.write_bytes(b"precious")
@@ -486,7 +519,10 @@ def interrupted(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
         "sys.exit(main(sys.argv[1:]))\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 30
     while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -499,12 +535,16 @@ def interrupted(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
 @pytest.mark.parametrize("command", ["quantize", "calibrate"])
 @pytest.mark.parametrize("before", [None, b"precious"])
-def test_ctrl_c_leaves_no_half_file(files: tuple[Path, Path], command: str, before: bytes | None) -> None:
+def test_ctrl_c_leaves_no_half_file(
+    files: tuple[Path, Path], command: str, before: bytes | None
+) -> None:
     model, data = files
     output = model.parent / "out"
     if before is not None:
         output.write_bytes(before)
-    process = interrupted([command, str(model), "--data", str(data), "-o", str(output)], model.parent)
+    process = interrupted(
+        [command, str(model), "--data", str(data), "-o", str(output)], model.parent
+    )
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err.strip()) == (130, "", "error: interrupted")
     left = {path.name for path in model.parent.iterdir()} - {"m.onnx", "data.npz", "started"}

@@ -65,7 +65,9 @@ def gemm(bias: tuple[int, ...] | None = (6,), **attributes: Any) -> Any:
     def build(net: Net) -> tuple[str, int]:
         x = net.input("x", *((5, 4) if attributes.get("transA") else (4, 5)))
         weight = net.weight(*((6, 5) if attributes.get("transB") else (5, 6)))
-        return net.op("Gemm", x, weight, *([] if bias is None else [net.weight(*bias)]), **attributes), 6
+        return net.op(
+            "Gemm", x, weight, *([] if bias is None else [net.weight(*bias)]), **attributes
+        ), 6
 
     return build
 
@@ -373,7 +375,10 @@ def branches(captured: str, width: int) -> dict[str, onnx.GraphProto]:
     value = helper.make_tensor_value_info
     return {
         f"{side}_branch": helper.make_graph(
-            [helper.make_node(op_type, [captured], [side])], side, [], [value(side, 1, [1, width, 5, 5])]
+            [helper.make_node(op_type, [captured], [side])],
+            side,
+            [],
+            [value(side, 1, [1, width, 5, 5])],
         )
         for side, op_type in (("then", "Relu"), ("else", "Neg"))
     }
@@ -484,7 +489,11 @@ def test_batch_norm_in_training_mode(opset: int) -> None:
     more = ["mean", "var"] if opset > 13 else ["mean", "var", "saved_mean", "saved_var"]
     net.nodes[-1].output.extend(more)
     graph = helper.make_graph(
-        net.nodes, "g", net.inputs, [helper.make_tensor_value_info("z", 1, [2, 4, 5, 5])], net.initializers
+        net.nodes,
+        "g",
+        net.inputs,
+        [helper.make_tensor_value_info("z", 1, [2, 4, 5, 5])],
+        net.initializers,
     )
     graph.output.extend(helper.make_tensor_value_info(name, 1, [4]) for name in more)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
@@ -536,7 +545,9 @@ def test_custom_operators_of_the_same_name_are_left_alone() -> None:
 # ---------------------------------------------------------------------- everything else is kept
 def test_names_and_metadata_are_kept() -> None:
     net = Net()
-    y = net.op("Relu", net.batch_norm(net.conv(net.input("pixels", "n", 3, 5, 5), 3, 4), 4), out="logits")
+    y = net.op(
+        "Relu", net.batch_norm(net.conv(net.input("pixels", "n", 3, 5, 5), 3, 4), 4), out="logits"
+    )
     model = net.model(y)
     helper.set_model_props(model, {"classes": "a,b", "author": "me"})
     model.doc_string, model.domain, model.model_version = "a model", "org.example", 7
@@ -553,7 +564,10 @@ def test_names_and_metadata_are_kept() -> None:
     for field in ("doc_string", "domain", "model_version", "producer_name", "producer_version"):
         assert getattr(result, field) == getattr(model, field)
     assert result.graph.doc_string == "a graph"
-    assert [node.name for node in result.graph.node] == [model.graph.node[0].name, model.graph.node[2].name]
+    assert [node.name for node in result.graph.node] == [
+        model.graph.node[0].name,
+        model.graph.node[2].name,
+    ]
 
 
 def test_folding_twice_changes_nothing() -> None:

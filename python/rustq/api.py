@@ -200,6 +200,7 @@ def _prepare(source: _rustq.Model) -> tuple[_rustq.Model, list[str]]:
             " know and did not keep"
         )
     folded, _ = source.fold()
+    folded.check_weights()
     converted, reason = at_least(folded, _rustq.MINIMUM_OPSET)
     if reason:
         notes.append(reason)

@@ -68,6 +68,14 @@ impl Factor {
         }
     }
 
+    /// How many values there are.
+    fn values(&self) -> usize {
+        match self {
+            Self::Neutral(_) => 1,
+            Self::Channel(values) | Self::Broadcast(values, _) => values.len(),
+        }
+    }
+
     /// The value, if there is just one.
     fn scalar(&self) -> Option<f64> {
         match self {
@@ -167,15 +175,42 @@ pub(super) fn into_consumer(graph: &Graph, id: NodeId) -> Result<Verdict> {
     scale_past_shift(graph, id, &affine, &linear)
 }
 
+/// Operators whose output has as many channels as their input.
+const KEEPS_CHANNELS: &[&str] = &[
+    "AveragePool",
+    "Clip",
+    "GlobalAveragePool",
+    "HardSigmoid",
+    "LeakyRelu",
+    "MaxPool",
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+];
+
 /// Whether `value` is known to have so many channels, so that a constant of that many values cannot widen it.
 fn has_channels(graph: &Graph, value: &str, channels: usize, axis: Axis) -> bool {
     let declared = graph.dimensions(value).and_then(|dims| match axis {
         Axis::Left(axis) => dims.get(axis).copied(),
         Axis::Last => dims.last().copied(),
     });
-    let made = graph.producer(value).map(|id| Linear::at(graph, id));
-    declared.flatten() == Some(channels)
-        || matches!(made, Some(Ok(Some(linear))) if linear.channels() == channels)
+    if declared.flatten() == Some(channels) {
+        return true;
+    }
+    let Some(id) = graph.producer(value) else { return false };
+    if let Ok(Some(linear)) = Linear::at(graph, id) {
+        return linear.channels() == channels;
+    }
+    if let Ok(Ok(Some(affine))) = affine(graph, id) {
+        let as_many = |factor: &Factor| factor.values() == channels;
+        let one = |factor: &Factor| factor.values() == 1;
+        return as_many(&affine.scale)
+            || as_many(&affine.shift)
+            || one(&affine.scale) && one(&affine.shift) && has_channels(graph, affine.input, channels, axis);
+    }
+    let node = graph.node(id);
+    KEEPS_CHANNELS.iter().any(|op_type| node.is(op_type))
+        && has_channels(graph, &node.input[0], channels, axis)
 }
 
 /// `Mul` by a scalar, `Add` of a scalar, linear operator: the scale moves past the shift into the weights.

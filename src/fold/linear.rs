@@ -3,8 +3,9 @@
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::onnx::{NodeProto, TensorProto};
+use crate::ops::weight_dims;
 use crate::patch::Patch;
-use crate::tensor::{doubles, floats_like, is_float, shape};
+use crate::tensor::{doubles, floats_like, is_float};
 
 /// A `Conv`, `ConvTranspose`, `Gemm` or `MatMul` with constant weights.
 pub(super) struct Linear<'m> {
@@ -44,11 +45,7 @@ impl<'m> Linear<'m> {
             },
         };
         let Some(weight) = constant(1)? else { return Ok(None) };
-        let dims = shape(weight).map_err(|e| e.to_string())?;
-        let least = if matches!(kind, Kind::Conv | Kind::ConvTranspose) { 3 } else { 2 };
-        if dims.len() < least || dims.len() > 2 && least == 2 {
-            return Err(format!("the weights of '{}' have {} dimensions", node.label(), dims.len()));
-        }
+        let dims = weight_dims(node, weight)?;
         let bias = if kind == Kind::MatMul { None } else { constant(2)? };
         Ok(Some(Self { id, node, weight, bias, dims, kind }))
     }

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::fold::fold;
-use crate::graph::NodeExt;
+use crate::graph::{Graph, NodeExt};
 use crate::model::Model;
 use crate::onnx::{TensorShapeDimension, ValueInfoProto};
 use crate::quantize::values_to_observe;
@@ -64,6 +64,11 @@ impl PyModel {
             Ok(dict)
         });
         Ok((Self(model), records.collect::<PyResult<_>>()?))
+    }
+
+    /// Fails when weights are not finite, naming them.
+    fn check_weights(&self, py: Python<'_>) -> PyResult<()> {
+        Ok(py.detach(|| Graph::new(self.0.graph()).check_weights())?)
     }
 
     /// Names of the values that calibration has to observe.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::fold::activations::clip_bounds;
 use crate::graph::{Graph, NodeExt, NodeId};
-use crate::ops::{OPS, Op, Role, op, without_kernel};
+use crate::ops::{OPS, Op, Role, op, weight_dims, without_kernel};
 use crate::tensor::is_float;
 
 /// An operator with an integer kernel, together with the clip that its saturation replaces.
@@ -133,11 +133,9 @@ pub(crate) fn constant_weights(graph: &Graph, id: NodeId, index: usize) -> Resul
     if weight.data_type() != crate::tensor::DataType::Float as i32 {
         return Err(format!("its weights '{name}' are not float32"));
     }
-    if !node.is("Conv") && weight.dims.len() != 2 {
-        return Err(format!("its weights '{name}' have {} dimensions", weight.dims.len()));
-    }
+    let dims = weight_dims(node, weight)?;
     let Some(bias) = node.input_at(2) else { return Ok(()) };
-    let channels = weight.dims[super::weights::channel_axis(graph, id)];
+    let channels = dims[super::weights::channel_axis(graph, id)] as i64;
     let vector = |dims: &[i64]| {
         dims.iter().rev().skip(1).all(|&d| d == 1) && dims.last().is_none_or(|&d| d == 1 || d == channels)
     };

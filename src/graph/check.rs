@@ -1,0 +1,58 @@
+//! What every stage takes for granted of a graph, checked once.
+
+use std::collections::HashSet;
+
+use super::{Graph, NodeExt};
+use crate::error::{Error, Result};
+use crate::ops::OPS;
+use crate::tensor::{floats, is_float};
+
+/// Operators that the rules look into, besides those with integer kernels.
+const READ_BY_RULES: &[&str] = &["BatchNormalization", "Div", "Dropout", "Gather", "Identity", "Sub"];
+
+impl Graph<'_> {
+    /// Checks that nodes stand behind the nodes they read from, and that the ones we rewrite have inputs and outputs.
+    ///
+    /// # Errors
+    /// [`Error::Model`], naming the node.
+    pub fn check(&self) -> Result<()> {
+        let mut made = HashSet::new();
+        for node in self.nodes() {
+            let early = |name: &&String| self.producer(name).is_some() && !made.contains(name.as_str());
+            if let Some(name) = node.input.iter().find(early) {
+                return Err(Error::Model(format!(
+                    "node '{}' reads '{name}' before it is made: the nodes form a cycle or are not sorted",
+                    node.label()
+                )));
+            }
+            let rewritten = OPS.iter().map(|op| op.op_type).chain(READ_BY_RULES.iter().copied());
+            let ours =
+                rewritten.into_iter().any(|op_type| node.is(op_type)) || without_kernel(node).is_some();
+            let complete = node.input_at(0).is_some() && node.output.first().is_some_and(|o| !o.is_empty());
+            if ours && !complete {
+                let message = format!("{} '{}' lacks an input or an output", node.op_type(), node.label());
+                return Err(Error::Model(message));
+            }
+            made.extend(node.output.iter().map(String::as_str));
+        }
+        Ok(())
+    }
+
+    /// Checks that the weights of the operators that multiply or normalize are finite.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`], naming the first that is not, or whose data does not fill its shape.
+    pub fn check_weights(&self) -> Result<()> {
+        const WEIGHTED: &[&str] = &["BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"];
+        for node in self.nodes().iter().filter(|node| WEIGHTED.iter().any(|op_type| node.is(op_type))) {
+            let constants = node.input.iter().skip(1).filter_map(|name| self.constant(name));
+            for constant in constants.filter(|t| is_float(t)) {
+                if let Some(value) = floats(constant)?.into_iter().find(|v| !v.is_finite()) {
+                    let reason = format!("weights of '{}' must be finite, but one is {value}", node.label());
+                    return Err(Error::tensor(constant.name(), reason));
+                }
+            }
+        }
+        Ok(())
+    }
+}
