@@ -4,7 +4,7 @@ mod tensors;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Component, Path};
 
 use bytes::Bytes;
@@ -154,19 +154,20 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         file.persist(path).map_err(|e| e.error)?;
         Ok(())
     };
-    write().map_err(|error| Error::io(path)(innermost(error)))
+    write().map_err(|error| Error::io(path)(numbered(error)))
 }
 
-/// The operating system's own error, without what was wrapped around it.
-fn innermost(error: std::io::Error) -> std::io::Error {
-    let mut source = error.get_ref().map(|e| e as &(dyn std::error::Error + 'static));
-    while let Some(inner) = source {
-        if let Some(number) = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error) {
-            return std::io::Error::from_raw_os_error(number);
-        }
-        source = inner.source();
-    }
-    error
+/// The error with the operating system's number, which is lost where another message was wrapped around it.
+fn numbered(error: std::io::Error) -> std::io::Error {
+    const NUMBERS: &[(ErrorKind, i32)] = &[
+        (ErrorKind::NotFound, 2),
+        (ErrorKind::PermissionDenied, 13),
+        (ErrorKind::NotADirectory, 20),
+        (ErrorKind::StorageFull, 28),
+        (ErrorKind::ReadOnlyFilesystem, 30),
+    ];
+    let number = NUMBERS.iter().find(|(kind, _)| cfg!(unix) && *kind == error.kind());
+    number.map_or(error, |(_, number)| std::io::Error::from_raw_os_error(*number))
 }
 
 /// Gives a new file the permissions of the one it replaces, or those of any newly made file.

@@ -5,7 +5,7 @@
 
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::onnx::{NodeProto, TensorProto};
-use crate::tensor::shape;
+use crate::tensor::{is_filled, shape};
 
 /// How an operator relates the quantization of its input to that of its output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,8 +97,8 @@ pub fn weight_dims(node: &NodeProto, weight: &TensorProto) -> Result<Vec<usize>,
     let dims = shape(weight).map_err(|e| e.to_string())?;
     let convolution = node.is("Conv") || node.is("ConvTranspose");
     let wrong = |what: &str| Err(format!("its weights '{}' have {what}", weight.name()));
-    if dims.contains(&0) {
-        return wrong("no elements");
+    if dims.contains(&0) || !is_filled(weight) {
+        return wrong("no data for their shape");
     }
     if convolution && dims.len() < 3 || !convolution && dims.len() != 2 {
         return wrong(&format!("{} dimensions", dims.len()));

@@ -48,6 +48,18 @@ pub fn is_float(tensor: &TensorProto) -> bool {
     [Float, Float16, Bfloat16, Double].iter().any(|&t| tensor.data_type() == t as i32)
 }
 
+/// Whether a floating-point tensor has as much data as its shape asks for.
+pub fn is_filled(tensor: &TensorProto) -> bool {
+    let size = match tensor.data_type() {
+        t if t == DataType::Double as i32 => 8,
+        t if t == DataType::Float as i32 => 4,
+        _ => 2,
+    };
+    let raw = tensor.raw_data.as_ref().map_or(0, bytes::Bytes::len) / size;
+    let typed = tensor.float_data.len() + tensor.double_data.len() + tensor.int32_data.len();
+    element_count(tensor).is_ok_and(|count| count == raw || count == typed)
+}
+
 /// Values of a float32, float16, bfloat16 or float64 tensor, as float32.
 ///
 /// # Errors

@@ -341,7 +341,7 @@ def test_progress_on_a_terminal(
 
 
 def test_import_is_light() -> None:
-    modules = "rustq, rustq.compare, rustq.config, rustq.data, rustq.progress, rustq.report, sys"
+    modules = "rustq, rustq.comparison, rustq.config, rustq.data, rustq.progress, rustq.report, sys"
     heavy = "{'onnx', 'onnxruntime', 'rich', 'click', 'PIL', 'difflib', 'statistics'}"
     code = f"import {modules}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

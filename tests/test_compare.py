@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from rustq.compare import compare
+from rustq.comparison import compare
 from rustq.errors import DataError, ModelError
 from rustq.latency import interleaved_medians
 
@@ -49,9 +49,8 @@ def rows(count: int = 20) -> np.ndarray[Any, Any]:
 
 @pytest.fixture(autouse=True)
 def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    # `rustq.compare` is the function; its module is found by name.
     monkeypatch.setattr(
-        importlib.import_module("rustq.compare"),
+        importlib.import_module("rustq.comparison"),
         "interleaved_medians",
         lambda first, second: interleaved_medians(first, second, seconds=0, least=2),
     )

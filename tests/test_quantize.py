@@ -199,6 +199,61 @@ def test_integer_kernels(name: str, scheme: str, least: dict[str, int], tmp_path
 
 
 @pytest.mark.parametrize("scheme", ["asym", "sym"])
+@pytest.mark.parametrize("product", ["Gemm", "MatMul"])
+@pytest.mark.parametrize("activation", ["", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "Clip"])
+def test_products_with_a_float_reader(
+    activation: str, product: str, scheme: str, tmp_path: Path
+) -> None:
+    """ONNX Runtime must not fuse the activation into a float Gemm before it sees the integers."""
+    net = Net()
+    x = net.linear(net.input("x", 32, 128), 128, 128, product)
+    if activation:
+        bounds = [net.constant(-1.0), net.constant(1.0)] if activation == "Clip" else []
+        x = net.op(activation, x, *bounds)
+    made = Case(net.model(net.op("Softmax", x)), scheme)
+    assert product not in {
+        layer.op_type for layer in made.result.report.layers if not layer.quantized
+    }
+    found = op_types(made.optimized(tmp_path))
+    assert found["QGemm"] + found["MatMulIntegerToFloat"] + found["QLinearMatMul"] == 1, found
+
+
+@pytest.mark.parametrize("scheme", ["asym", "sym"])
+@pytest.mark.parametrize(
+    "activation",
+    [
+        "",
+        "Relu",
+        "Relu6",
+        "Clip",
+        "LeakyRelu",
+        "Sigmoid",
+        "Tanh",
+        "HardSigmoid",
+        "HardSwish",
+        "Elu",
+    ],
+)
+def test_convolutions_before_every_activation(activation: str, scheme: str, tmp_path: Path) -> None:
+    """Two convolutions, each with the activation behind it, and a float operator at the end."""
+    net = Net()
+    x = net.input("x", 1, 32, 16, 16)
+    for channels in ((32, 64), (64, 32)):
+        x = net.conv(x, *channels)
+        limits = {"Relu6": (0.0, 6.0), "Clip": (-1.0, 1.0)}.get(activation)
+        if limits:
+            x = net.op("Clip", x, *map(net.constant, limits))
+        elif activation:
+            x = net.op(activation, x)
+    made = Case(net.model(net.op("Softmax", x, axis=1)), scheme)
+    quantized = [layer for layer in made.result.report.layers if layer.quantized]
+    convolutions = sum(layer.op_type == "Conv" for layer in quantized)
+    assert op_types(made.optimized(tmp_path))["QLinearConv"] == convolutions == 2
+    (expected,), (found,) = run(made.model, made.feed), run(made.result, made.feed, optimize=True)
+    assert sqnr(expected, found) > LEAST_SQNR
+
+
+@pytest.mark.parametrize("scheme", ["asym", "sym"])
 @pytest.mark.parametrize("name", ["classifier", "mobile", "detector", "branching"])
 def test_activations_are_of_the_type_of_the_scheme(name: str, scheme: str) -> None:
     tensors = [t for layer in case(name, scheme).result.report.layers for t in layer.outputs]

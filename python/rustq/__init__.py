@@ -9,15 +9,19 @@ print(result.report.summary())
 ```
 """
 
-from rustq import kernels
+from typing import TYPE_CHECKING, Any
+
 from rustq._rustq import __version__
-from rustq.api import calibrate, fold, load, quantize
-from rustq.calibration import Calibration
-from rustq.compare import Comparison, compare
-from rustq.config import ImageOptions, QuantConfig
-from rustq.errors import DataError, ModelError, RustqError, UnsupportedError
-from rustq.model import Model, QuantizedModel
-from rustq.report import Report
+
+if TYPE_CHECKING:
+    from rustq import kernels
+    from rustq.api import calibrate, fold, load, quantize
+    from rustq.calibration import Calibration
+    from rustq.comparison import Comparison, compare
+    from rustq.config import ImageOptions, QuantConfig
+    from rustq.errors import DataError, ModelError, RustqError, UnsupportedError
+    from rustq.model import Model, QuantizedModel
+    from rustq.report import Report
 
 __all__ = [
     "Calibration",
@@ -39,3 +43,32 @@ __all__ = [
     "load",
     "quantize",
 ]
+
+_HOMES = {
+    "api": ("calibrate", "fold", "load", "quantize"),
+    "calibration": ("Calibration",),
+    "comparison": ("Comparison", "compare"),
+    "config": ("ImageOptions", "QuantConfig"),
+    "errors": ("DataError", "ModelError", "RustqError", "UnsupportedError"),
+    "model": ("Model", "QuantizedModel"),
+    "report": ("Report",),
+}
+"""Where each public name lives. Modules are imported when one of their names is first used, so
+that `import rustq` costs next to nothing. No module may be called like a public name."""
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name == "kernels":
+        return import_module("rustq.kernels")
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f"rustq.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -282,8 +282,8 @@ def compare(
     threads: int | None,
 ) -> None:
     """Run MODEL and QUANTIZED on the same data: error, size and latency."""
-    from rustq.compare import COST_HEADER, OUTPUT_HEADER
-    from rustq.compare import compare as compare_models
+    from rustq.comparison import COST_HEADER, OUTPUT_HEADER
+    from rustq.comparison import compare as compare_models
 
     settings = config(images=images, threads=threads)
     result = compare_models(model, quantized, Path(data), config=settings, progress=True)

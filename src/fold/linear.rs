@@ -134,7 +134,7 @@ impl<'m> Linear<'m> {
 
     /// A patch that makes this operator compute `scale[c] * y + shift[c]` under the name `output`.
     ///
-    /// w'[c, …] = scale[c] · w[c, …] and b'[c] = scale[c] · b[c] + shift[c], in float64.
+    /// w'\[c, …\] = scale\[c\] · w\[c, …\] and b'\[c\] = scale\[c\] · b\[c\] + shift\[c\], in float64.
     pub fn with_output_affine(
         &self,
         graph: &Graph,
@@ -154,7 +154,7 @@ impl<'m> Linear<'m> {
     /// A patch that makes this operator read `input`, which it must first take times `scale[k]` plus `shift[k]` per
     /// input channel; `None` where its bias cannot take up the shift.
     ///
-    /// w'[c, k, …] = w[c, k, …] · scale[k] and b'[c] = b[c] + Σ w[c, k, …] · shift[k]. Zero padding stays exact with a
+    /// w'\[c, k, …\] = w\[c, k, …\] · scale\[k\] and b'\[c\] = b\[c\] + Σ w\[c, k, …\] · shift\[k\]. Zero padding stays exact with a
     /// scale alone, because zero times anything is zero.
     pub fn with_input_affine(
         &self,

@@ -26,8 +26,7 @@ impl Graph<'_> {
                 )));
             }
             let rewritten = OPS.iter().map(|op| op.op_type).chain(READ_BY_RULES.iter().copied());
-            let ours =
-                rewritten.into_iter().any(|op_type| node.is(op_type)) || without_kernel(node).is_some();
+            let ours = rewritten.into_iter().any(|op_type| node.is(op_type));
             let complete = node.input_at(0).is_some() && node.output.first().is_some_and(|o| !o.is_empty());
             if ours && !complete {
                 let message = format!("{} '{}' lacks an input or an output", node.op_type(), node.label());

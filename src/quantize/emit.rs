@@ -35,6 +35,20 @@ const FUSED_FROM_FLOAT: &[&str] = &[
     "Where",
 ];
 
+/// Activations that ONNX Runtime fuses with a float `Gemm` in front of them.
+const FUSED_WITH_GEMM: &[&str] = &[
+    "Elu",
+    "HardSigmoid",
+    "LeakyRelu",
+    "Relu",
+    "Selu",
+    "Sigmoid",
+    "Softplus",
+    "Softsign",
+    "Tanh",
+    "ThresholdedRelu",
+];
+
 /// What is to be written.
 pub(crate) struct Plan<'p, 'm> {
     pub graph: &'p Graph<'m>,
@@ -54,7 +68,15 @@ impl Plan<'_, '_> {
     /// Whether a `QuantizeLinear` belongs behind an output: always, unless the kernel hands out floats and only
     /// float operators want them.
     fn is_written_as_integers(&self, site: &Site, value: &str) -> bool {
-        !site.op.float_output || self.has_integer_reader(value)
+        !site.op.float_output || self.has_integer_reader(value) || self.is_swallowed(site)
+    }
+
+    /// Whether ONNX Runtime would put a `Gemm` and the activation behind it together, in float, before it sees the
+    /// integers.
+    fn is_swallowed(&self, site: &Site) -> bool {
+        let reader = self.graph.sole_consumer(site.outputs[0]).map(|id| self.graph.node(id));
+        let activation = reader.is_some_and(|node| FUSED_WITH_GEMM.iter().any(|op_type| node.is(op_type)));
+        site.op.op_type == "Gemm" && (site.clip.is_some() || activation)
     }
 
     fn is_made_of_integers(&self, value: &str) -> bool {
