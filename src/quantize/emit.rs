@@ -35,8 +35,9 @@ const FUSED_FROM_FLOAT: &[&str] = &[
     "Where",
 ];
 
-/// Activations that ONNX Runtime fuses with a float `Gemm` in front of them.
+/// Activations that ONNX Runtime lets a float `Gemm` in front of them take up.
 const FUSED_WITH_GEMM: &[&str] = &[
+    "Clip",
     "Elu",
     "HardSigmoid",
     "LeakyRelu",
@@ -71,12 +72,26 @@ impl Plan<'_, '_> {
         !site.op.float_output || self.has_integer_reader(value) || self.is_swallowed(site)
     }
 
-    /// Whether ONNX Runtime would put a `Gemm` and the activation behind it together, in float, before it sees the
-    /// integers.
+    /// Whether ONNX Runtime would put a `Gemm`, or what it makes one of, together with the activation behind it, in
+    /// float, before it sees the integers.
     fn is_swallowed(&self, site: &Site) -> bool {
-        let reader = self.graph.sole_consumer(site.outputs[0]).map(|id| self.graph.node(id));
-        let activation = reader.is_some_and(|node| FUSED_WITH_GEMM.iter().any(|op_type| node.is(op_type)));
-        site.op.op_type == "Gemm" && (site.clip.is_some() || activation)
+        let reader = |value: &str| self.graph.sole_consumer(value).map(|id| self.graph.node(id));
+        let meets_activation = |value: &str| {
+            reader(value).is_some_and(|node| FUSED_WITH_GEMM.iter().any(|op_type| node.is(op_type)))
+        };
+        let output = site.outputs[0];
+        match site.op.op_type {
+            "Gemm" => site.clip.is_some() || meets_activation(output),
+            "MatMul" if self.becomes_gemm(site) => {
+                reader(output).is_some_and(|node| node.is("Add") && meets_activation(&node.output[0]))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether ONNX Runtime knows the operands of a `MatMul` to be matrices, and makes a `Gemm` of it and an `Add`.
+    fn becomes_gemm(&self, site: &Site) -> bool {
+        self.static_shapes || (self.rank)(site.inputs[0]) == Some(2)
     }
 
     fn is_made_of_integers(&self, value: &str) -> bool {

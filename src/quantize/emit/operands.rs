@@ -112,8 +112,8 @@ impl<'m> Emitter<'_, 'm> {
     fn bias_behind(&self, site: &Site<'m>) -> Result<Option<BiasBehind>> {
         let plan = self.plan;
         let output = site.outputs[0];
-        let becomes_gemm = plan.static_shapes || (plan.rank)(site.inputs[0]) == Some(2);
-        if site.op.op_type != "MatMul" || !becomes_gemm || plan.is_written_as_integers(site, output) {
+        let becomes_gemm = site.op.op_type == "MatMul" && plan.becomes_gemm(site);
+        if !becomes_gemm || plan.is_written_as_integers(site, output) {
             return Ok(None);
         }
         let columns = plan.graph.constant(&plan.graph.node(site.id).input[1]).and_then(|w| w.dims.last());
