@@ -22,7 +22,7 @@ __all__ = ["as_model", "calibrate", "fold", "load", "quantize"]
 
 SCHEMES = ("asym", "sym")
 TARGETS = ("onnxruntime",)
-NOISE_PRICE = {"asym": 5.0, "sym": 10.0}
+NOISE_PRICE = {"asym": 3.0, "sym": 6.0}
 PLANNED_TARGETS = ("tensorrt", "ncnn", "ascend")
 
 

@@ -38,7 +38,7 @@ class QuantConfig:
             reserved names that `quantize` refuses with `UnsupportedError` for now.)
         noise_price: what accuracy is worth in time, at least 0: a relative noise of 1 in one place
             costs as much as this many times the float model's time. Larger leaves more layers in
-            float; 0 asks for speed alone. `None` is 5 for `scheme="asym"` and 10 for `"sym"`.
+            float; 0 asks for speed alone. `None` is 3 for `scheme="asym"` and 6 for `"sym"`.
         exclude: nodes that stay float: a name, a glob (`"/head/*"`, matched against the whole name,
             case-sensitive), an `re.Pattern` (searched for in the name), or several of these. Stored
             as a tuple.

@@ -14,7 +14,7 @@
 //! | anything else that has an integer kernel | 1 |
 //!
 //! so that relative noise is multiplied by `gain · var x / var y`: it shrinks where the signal adds up coherently and
-//! grows where it cancels. This is done for the readers of a value alone. Going on to the output of the model would
+//! grows where it cancels. Noise is followed up to the next product by weights. Going on to the output of the model would
 //! need statistics per channel: averages over a tensor exaggerate the gain of a few large weights on quiet channels,
 //! and the exaggerations multiply.
 
@@ -26,6 +26,7 @@ use crate::calibration::Calibration;
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt};
 use crate::observer::Observer;
+use crate::ops::Role;
 use crate::qparams::QuantParams;
 use crate::tensor::{floats, shape};
 
@@ -57,7 +58,9 @@ pub(crate) fn estimate<'m>(
     let of_value = |value: &'m str| {
         let observer = calibration.get(value)?;
         let error = observer.quantization_noise(activations.get(value)?);
-        Some((value, error * model.per_variance(value) * sensitivity.get(value).copied().unwrap_or(1.0)))
+        let leaves = if graph.is_observable(value) { 1.0 } else { 0.0 };
+        let passed = sensitivity.get(value).map_or(leaves, |s| s.max(leaves));
+        Some((value, error * model.per_variance(value) * passed))
     };
     let weights = sites.all.iter().zip(&model.weights).map(|(site, weights)| {
         let output = site.outputs[0];
@@ -97,17 +100,33 @@ impl<'a, 'm> Model<'a, 'm> {
         self.variances.get(value).filter(|v| **v > 0.0).map_or(0.0, |v| v.recip())
     }
 
-    /// What relative noise of 1 in each value becomes in the result of the site that suffers most; 1 where something
+    /// What relative noise of 1 in each value becomes in the product by weights that suffers most from it, or in what
     /// else reads it.
     fn sensitivity(&self) -> HashMap<&'m str, f64> {
         let mut sensitivity: HashMap<&'m str, f64> = HashMap::new();
-        for value in self.sites.values() {
-            let readers = self.graph.consumers(value).iter().map(|&id| self.sites.of_node(id));
-            let passed = readers.map(|site| site.and_then(|i| self.passed_on(i, value)).unwrap_or(1.0));
-            let leaves = if self.graph.is_observable(value) { 1.0 } else { 0.0 };
-            sensitivity.insert(value, passed.fold(leaves, f64::max));
+        for (id, node) in self.graph.nodes().iter().enumerate().rev() {
+            let site = self.sites.of_node(id);
+            for value in node.input.iter().map(String::as_str) {
+                let passed = site.and_then(|i| {
+                    let site = &self.sites.all[i];
+                    let onwards =
+                        if site.op.role == Role::Linear { 1.0 } else { self.onwards(site, &sensitivity) };
+                    Some(self.passed_on(i, value)? * onwards)
+                });
+                let worst = sensitivity.entry(value).or_default();
+                *worst = worst.max(passed.unwrap_or(1.0));
+            }
         }
         sensitivity
+    }
+
+    /// What becomes of noise in the results of a site.
+    fn onwards(&self, site: &Site, sensitivity: &HashMap<&'m str, f64>) -> f64 {
+        let of_output = |output: &&str| {
+            let read = sensitivity.get(*output).copied().unwrap_or(0.0);
+            if self.graph.is_observable(output) { read.max(1.0) } else { read }
+        };
+        site.outputs.iter().map(of_output).fold(0.0, f64::max)
     }
 
     /// What site `i` makes of relative noise in `value`; `None` if it is not one of its inputs.
