@@ -132,8 +132,8 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
     let graph = Graph::new(model.graph());
     let sites = Sites::find(&graph);
     let float = forced_float(&graph, &sites, calibration, options);
-    let parameters =
-        |int8: &[bool]| scales::activations(&sites, int8, calibration, options.method, options.scheme);
+    let suggested = scales::suggested(&sites, calibration, options.method, options.scheme);
+    let parameters = |int8: &[bool]| scales::activations(&sites, int8, &suggested, options.scheme);
     let candidates: Vec<bool> = (0..sites.all.len()).map(|i| !float.contains_key(&i)).collect();
     let noise = noise::estimate(&graph, &sites, &parameters(&candidates), calibration)?;
     let must_float: HashSet<usize> = float.keys().copied().collect();

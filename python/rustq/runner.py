@@ -60,6 +60,7 @@ class Observation:
         outputs = wanted or [name for name, *_ in model.outputs]
         serialized = model.with_outputs(outputs).to_bytes()
         threads, providers = config.threads, config.providers
+        self._parallel = threads != 1
         self.session = session(serialized, threads=threads, providers=_names(providers))
         floats = ("tensor(float)", "tensor(float16)", "tensor(double)")
         self._names = [o.name for o in self.session.get_outputs() if o.type in floats and wanted]
@@ -78,7 +79,9 @@ class Observation:
                 raise DataError(
                     f"ONNX Runtime cannot run sample {done - 1}: {_first_line(error)}"
                 ) from error
-            calibration.observe(self._names, [_float32(v) for v in values[: len(self._names)]])
+            arrays = [_float32(v) for v in values[: len(self._names)]]
+            calibration.observe(self._names, arrays, self._parallel)
+            del values, arrays  # so that the next inference gets the same memory, still in the cache
             report(done, total)
 
 

@@ -24,12 +24,14 @@ impl PyCalibration {
         Self(Calibration::default())
     }
 
-    /// Counts one inference: the values of each named tensor.
+    /// Counts one inference: the values of each named tensor. On several threads if `parallel`.
+    #[pyo3(signature = (names, arrays, parallel=true))]
     fn observe(
         &mut self,
         py: Python<'_>,
         names: Vec<String>,
         arrays: Vec<PyReadonlyArrayDyn<'_, f32>>,
+        parallel: bool,
     ) -> PyResult<()> {
         let slices: Vec<&[f32]> = arrays
             .iter()
@@ -39,7 +41,7 @@ impl PyCalibration {
         let parts = names.iter().zip(ranks).zip(slices);
         let activations: Vec<_> =
             parts.map(|((name, rank), values)| Activation { name, rank, values }).collect();
-        py.detach(|| self.0.observe_run(&activations));
+        py.detach(|| self.0.observe_run(&activations, parallel));
         Ok(())
     }
 

@@ -2,33 +2,44 @@
 
 use std::collections::HashMap;
 
+use rayon::prelude::*;
+
 use super::sites::Sites;
 use crate::calibration::Calibration;
 use crate::ops::Role;
 use crate::qparams::{QuantParams, Range, Scheme};
 use crate::ranges::{Method, range};
 
-/// Values of the sites that `int8` marks, with their parameters.
+/// The parameters that calibration suggests for each value by itself.
+pub(crate) fn suggested<'m>(
+    sites: &Sites<'m>,
+    calibration: &Calibration,
+    method: Method,
+    scheme: Scheme,
+) -> HashMap<&'m str, QuantParams> {
+    let values = sites.values();
+    values.into_par_iter().map(|value| (value, of_value(value, calibration, method, scheme))).collect()
+}
+
+/// Parameters of the values of those sites that `int8` marks.
 ///
 /// A value that was only moved keeps the parameters of where it came from; everything else follows its own calibration.
 pub(crate) fn activations<'m>(
     sites: &Sites<'m>,
     int8: &[bool],
-    calibration: &Calibration,
-    method: Method,
+    suggested: &HashMap<&'m str, QuantParams>,
     scheme: Scheme,
 ) -> HashMap<&'m str, QuantParams> {
     let mut params: HashMap<&str, QuantParams> = HashMap::new();
-    let of_value = |value: &str| of_value(value, calibration, method, scheme);
     for (site, _) in sites.all.iter().zip(int8).filter(|(_, int8)| **int8) {
         for &value in &site.inputs {
-            params.entry(value).or_insert_with(|| of_value(value));
+            params.entry(value).or_insert_with(|| suggested[value].clone());
         }
         for &value in &site.outputs {
             let new = match site.op.role {
                 Role::Move => params[site.inputs[0]].clone(),
                 Role::Saturating => QuantParams::new(Range { min: 0.0, max: 1.0 }, scheme),
-                _ => of_value(value),
+                _ => suggested[value].clone(),
             };
             params.insert(value, new);
         }
