@@ -182,8 +182,14 @@ def _check(scheme: str, target: str, config: QuantConfig) -> None:
         raise UnsupportedError(f"target {target!r} is not available yet")
     if target not in TARGETS:
         raise ValueError(f"unknown target {target!r}: choose one of {', '.join(TARGETS)}")
-    if config.weights != "int8":
-        raise UnsupportedError(f"weights={config.weights!r} is not available yet")
+    wanted = {
+        f"weights={config.weights!r}": config.weights != "int8",
+        "bias_correction=True": config.bias_correction,
+        "equalize=True": config.equalize,
+    }
+    for option, asked in wanted.items():
+        if asked:
+            raise UnsupportedError(f"{option} is not available yet")
 
 
 def _no_executor(executor: object) -> None:

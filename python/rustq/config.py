@@ -39,6 +39,8 @@ class QuantConfig:
         noise_price: what accuracy is worth in time, at least 0: a relative noise of 1 in one place
             costs as much as this many times the float model's time. Larger leaves more layers in
             float; 0 asks for speed alone. `None` is 3 for `scheme="asym"` and 6 for `"sym"`.
+        bias_correction: reserved; `quantize` refuses `True` with `UnsupportedError` for now.
+        equalize: reserved, likewise.
         exclude: nodes that stay float: a name, a glob (`"/head/*"`, matched against the whole name,
             case-sensitive), an `re.Pattern` (searched for in the name), or several of these. Stored
             as a tuple.
@@ -60,6 +62,8 @@ class QuantConfig:
     per_channel: bool = True
     weights: str = "int8"
     noise_price: float | None = None
+    bias_correction: bool = False
+    equalize: bool = False
     exclude: NamePattern | Iterable[NamePattern] = ()
     exclude_op_types: str | Iterable[str] = ()
     images: ImageOptions | None = None
@@ -75,8 +79,9 @@ class QuantConfig:
             raise ValueError(
                 f"percentile must be above 50 and at most 100, got {self.percentile!r}"
             )
-        if not isinstance(self.per_channel, bool):
-            raise TypeError(f"per_channel must be True or False, got {self.per_channel!r}")
+        for name in ("per_channel", "bias_correction", "equalize"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.images is not None and not isinstance(self.images, ImageOptions):
             raise TypeError(
                 f"images must be a rustq.ImageOptions, got {type(self.images).__name__}"

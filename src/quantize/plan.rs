@@ -143,3 +143,82 @@ impl Network {
         self.sites.iter().map(|site| reached.contains(site)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A value: who makes it (`None` for a float operator), who reads it, and whether a float operator does too.
+    #[derive(Debug, Clone)]
+    struct Value {
+        producer: Option<usize>,
+        readers: Vec<usize>,
+        read_as_float: bool,
+        quantize: u32,
+        dequantize: u32,
+        written: u32,
+    }
+
+    const SITES: usize = 7;
+
+    fn value() -> impl Strategy<Value = Value> {
+        let readers = prop::collection::btree_set(0..SITES, 0..4);
+        let producer = prop::option::of(0..SITES);
+        (producer, readers, any::<bool>(), 0..9_u32, 0..9_u32, 0..5_u32).prop_map(
+            |(producer, readers, read_as_float, quantize, dequantize, written)| Value {
+                producer,
+                readers: readers.into_iter().filter(|&r| Some(r) != producer).collect(),
+                read_as_float,
+                quantize,
+                dequantize,
+                written,
+            },
+        )
+    }
+
+    /// What an assignment costs, by the definition.
+    fn total(int8: &[bool], sites: &[(u32, u32)], values: &[Value]) -> u32 {
+        let own: u32 = sites.iter().zip(int8).map(|(&(float, int), &i)| if i { int } else { float }).sum();
+        let crossing = values.iter().map(|v| {
+            let made_of_integers = v.producer.is_some_and(|p| int8[p]);
+            let integers_wanted = v.readers.iter().any(|&r| int8[r]);
+            let floats_wanted = v.read_as_float || v.readers.iter().any(|&r| !int8[r]);
+            match made_of_integers {
+                true => v.written + if floats_wanted { v.dequantize } else { 0 },
+                false => {
+                    if integers_wanted {
+                        v.quantize
+                    } else {
+                        0
+                    }
+                }
+            }
+        });
+        own + crossing.sum::<u32>()
+    }
+
+    proptest! {
+        #[test]
+        fn the_cut_is_the_best_assignment(
+            sites in prop::collection::vec((0..20_u32, 0..20_u32), SITES),
+            values in prop::collection::vec(value(), 0..12),
+        ) {
+            let mut network = Network::new(SITES);
+            for (i, &(float, int8)) in sites.iter().enumerate() {
+                network.site(i, float.into(), int8.into());
+            }
+            for v in &values {
+                network.quantization(v.producer, &v.readers, v.quantize.into());
+                if let Some(producer) = v.producer {
+                    network.dequantization(producer, &v.readers, v.read_as_float, v.dequantize.into());
+                    network.written(producer, v.written.into());
+                }
+            }
+            let found = total(&network.cut(), &sites, &values);
+            let all = (0..1_u32 << SITES).map(|bits| (0..SITES).map(|i| bits >> i & 1 == 1).collect::<Vec<_>>());
+            let best = all.map(|int8| total(&int8, &sites, &values)).min();
+            prop_assert_eq!(Some(found), best);
+        }
+    }
+}
