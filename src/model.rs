@@ -104,9 +104,12 @@ impl Model {
             .map(OperatorSetIdProto::version)
     }
 
-    /// Bytes of weights in the main graph.
+    /// Bytes of weights in the main graph, those in `Constant` nodes included.
     pub fn weight_bytes(&self) -> usize {
-        self.graph().initializer.iter().map(Message::encoded_len).sum()
+        let constants = self.graph().node.iter().filter(|node| node.op_type() == "Constant");
+        let constants =
+            constants.flat_map(|node| &node.attribute).filter_map(|attribute| attribute.t.as_ref());
+        self.graph().initializer.iter().chain(constants).map(Message::encoded_len).sum()
     }
 
     /// The file's content.

@@ -76,15 +76,18 @@ pub const OPS: &[Op] = &[
     row("Clip", Role::Clip, 1),
 ];
 
-/// Operators with weights that have no integer kernel, and what to say of them.
+/// Operators that hold weights, but have no integer kernel, and what to say of them.
 const WITHOUT_KERNEL: &[(&str, &str)] = &[
     ("ConvTranspose", "there is no int8 kernel for transposed convolutions"),
+    ("If", "the bodies of If, Loop and Scan are left as they are"),
+    ("Loop", "the bodies of If, Loop and Scan are left as they are"),
+    ("Scan", "the bodies of If, Loop and Scan are left as they are"),
     ("LSTM", "there is no int8 kernel for it among the standard operators"),
     ("GRU", "there is no int8 kernel for it among the standard operators"),
     ("RNN", "there is no int8 kernel for it among the standard operators"),
 ];
 
-/// Why an operator with weights has no row at all.
+/// Why an operator that holds weights has no row at all.
 pub fn without_kernel(node: &NodeProto) -> Option<&'static str> {
     WITHOUT_KERNEL.iter().find(|(op_type, _)| node.is(op_type)).map(|(_, reason)| *reason)
 }

@@ -69,7 +69,7 @@ def test_records_are_checked(bad: dict[str, Any]) -> None:
 def test_summary() -> None:
     assert sample_report().summary() == (
         "2 of 3 convolutions and 1 of 1 matrix product in int8 (99.0 % of the"
-        " multiply-accumulates). Left in float: 1 excluded by the configuration."
+        " multiply-accumulates). Left in float: 1 (excluded by the configuration)."
         " 4.0 MB became 1.0 MB (26 %) in 1.2 s."
     )
 

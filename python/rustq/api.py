@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rustq import _rustq
 from rustq.calibration import Calibration
 from rustq.config import QuantConfig
+from rustq.conversion import at_least, inlined
 from rustq.errors import UnsupportedError
 from rustq.model import Model, QuantizedModel, core_of
-from rustq.opset import at_least
 from rustq.progress import Progress, reporting
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _prepare(source: _rustq.Model) -> tuple[_rustq.Model, list[str]]:
             f"the file has {source.undeclared_bytes} bytes that this version of rustq does not"
             " know and did not keep"
         )
-    folded, _ = source.fold()
+    folded, _ = inlined(source).fold()
     folded.check_weights()
     converted, reason = at_least(folded, _rustq.MINIMUM_OPSET)
     if reason:

@@ -148,7 +148,7 @@ class Report:
             else "No convolution, matrix product or recurrent layer to quantize."
         ]
         heavy_reasons = [
-            f"{len(names)} {reason}" for reason, names in self.float_reasons(heavy=True).items()
+            f"{len(names)} ({reason})" for reason, names in self.float_reasons(heavy=True).items()
         ]
         if heavy_reasons:
             sentences.append(f"Left in float: {'; '.join(heavy_reasons[:3])}.")

@@ -113,6 +113,11 @@ impl PyModel {
     }
 
     #[getter]
+    fn has_functions(&self) -> bool {
+        !self.0.proto().functions.is_empty()
+    }
+
+    #[getter]
     fn opset(&self) -> Option<i64> {
         self.0.opset()
     }

@@ -1,10 +1,21 @@
-"""Conversion to a newer operator set, by onnx's own converter."""
+"""What onnx itself does to a model first: inlining functions, converting operator sets."""
 
 from __future__ import annotations
 
 from rustq import _rustq
 
-__all__ = ["at_least"]
+__all__ = ["at_least", "inlined"]
+
+
+def inlined(model: _rustq.Model) -> _rustq.Model:
+    """`model` with the bodies of its own functions in the place of their calls."""
+    if not model.has_functions:
+        return model
+    import onnx
+    from onnx import inliner
+
+    proto = inliner.inline_local_functions(onnx.load_model_from_string(model.to_bytes()))
+    return _rustq.Model.from_bytes(proto.SerializeToString()).with_metadata_of(model)
 
 
 def at_least(model: _rustq.Model, opset: int) -> tuple[_rustq.Model, str]:
