@@ -7,6 +7,7 @@ use crate::kernels::{self, BINS, BinTable};
 use crate::qparams::{QuantParams, Range};
 use crate::ranges::NoiseModel;
 use std::fmt;
+use std::sync::OnceLock;
 
 /// Sign bit of a bin number.
 const SIGN: usize = 1 << 15;
@@ -15,11 +16,27 @@ const NORMAL: usize = 0x0080;
 const NON_FINITE: usize = 0x7F80;
 
 /// Exact minimum, maximum and count, and the [range-free histogram](kernels::count_bins), of the values of one tensor.
-#[derive(Clone, PartialEq, Eq)]
 pub struct Observer {
     extremes: Extremes,
     table: Box<BinTable>,
+    count: u64,
+    /// What the questions below are answered from, made when one is first asked.
+    noise: OnceLock<NoiseModel>,
 }
+
+impl Clone for Observer {
+    fn clone(&self) -> Self {
+        Self { extremes: self.extremes, table: self.table.clone(), count: self.count, noise: OnceLock::new() }
+    }
+}
+
+impl PartialEq for Observer {
+    fn eq(&self, other: &Self) -> bool {
+        self.extremes == other.extremes && self.count == other.count && self.table == other.table
+    }
+}
+
+impl Eq for Observer {}
 
 /// Smallest and largest finite value; `∞, −∞` before any.
 #[derive(Clone, Copy, PartialEq)]
@@ -51,7 +68,7 @@ impl Default for Observer {
     fn default() -> Self {
         // The operating system hands out zero pages when they are first written: a typical tensor touches a tenth.
         let table = vec![0; BINS].into_boxed_slice().try_into().expect("BINS counters");
-        Self { extremes: Extremes::NONE, table }
+        Self { extremes: Extremes::NONE, table, count: 0, noise: OnceLock::new() }
     }
 }
 
@@ -72,6 +89,8 @@ impl Observer {
 
     /// Takes in some values of the tensor.
     pub fn observe(&mut self, x: &[f32]) {
+        self.noise.take();
+        self.count += x.len() as u64;
         let Some((lo, hi)) = kernels::observe(x, &mut self.table) else { return };
         if lo.is_finite() && hi.is_finite() {
             self.extremes.include((lo, hi));
@@ -82,6 +101,8 @@ impl Observer {
 
     /// Takes in everything that another observer has seen.
     pub fn merge(&mut self, other: &Self) {
+        self.noise.take();
+        self.count += other.count;
         self.extremes.include((other.extremes.0, other.extremes.1));
         for (count, &more) in self.table.iter_mut().zip(&*other.table).filter(|(_, more)| **more > 0) {
             *count += more;
@@ -96,7 +117,7 @@ impl Observer {
 
     /// How many values were seen, finite or not.
     pub fn count(&self) -> u64 {
-        self.table.iter().sum()
+        self.count
     }
 
     /// How many of them were infinite or NaN. They are in no [bin](Self::bins) and not in the [range](Self::range).
@@ -124,20 +145,19 @@ impl Observer {
         Bin { lo: near.min(far).max(min.into()), hi: near.max(far).min(max.into()), count }
     }
 
+    /// The expected error of any grid on the finite values.
+    pub fn noise_model(&self) -> &NoiseModel {
+        self.noise.get_or_init(|| NoiseModel::new(self))
+    }
+
     /// Mean square of the finite values, 0 if there are none.
     pub fn power(&self) -> f64 {
-        NoiseModel::new(self).power()
+        self.noise_model().power()
     }
 
     /// Mean square distance of the finite values from their mean, 0 if there are none.
     pub fn variance(&self) -> f64 {
-        let (mut sum, mut total) = (0.0, 0.0);
-        for bin in self.bins() {
-            let count = bin.count as f64;
-            sum += count * (bin.lo + bin.hi) / 2.0;
-            total += count;
-        }
-        let mean = if total > 0.0 { sum / total } else { 0.0 };
+        let mean = self.noise_model().mean();
         (self.power() - mean * mean).max(0.0)
     }
 
@@ -147,7 +167,7 @@ impl Observer {
     /// # Panics
     /// If `params` has no scale.
     pub fn quantization_noise(&self, params: &QuantParams) -> f64 {
-        NoiseModel::new(self).noise(params.grid(0))
+        self.noise_model().noise(params.grid(0))
     }
 
     /// Serialises: a version byte, minimum and maximum as little-endian f32, the number of non-empty bins, and for each
@@ -193,6 +213,7 @@ impl Observer {
             observer.table[index as usize] = count;
             next = index + 1;
         }
+        observer.count = total;
         if !reader.0.is_empty() {
             return Err(DecodeError("bytes left over"));
         }

@@ -89,6 +89,8 @@ class Observation:
 
 
 def _float32(values: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+    if values.dtype == np.float32 and values.flags.c_contiguous:
+        return values  # type: ignore[no-any-return]
     return np.ascontiguousarray(values, dtype=np.float32)
 
 

@@ -8,7 +8,6 @@
 //!
 //! The toolkit lets a symmetric range use the integer −128 if the largest magnitude is negative; here it is 127 always.
 
-use super::NoiseModel;
 use super::percentile::value_at;
 use crate::observer::Observer;
 use crate::qparams::{Grid, Range, Scheme};
@@ -17,7 +16,7 @@ use crate::qparams::{Grid, Range, Scheme};
 const PERCENTILE: f64 = 0.999_999;
 
 pub(super) fn range(observer: &Observer, scheme: Scheme) -> Range {
-    let model = NoiseModel::new(observer);
+    let model = observer.noise_model();
     let start = start(observer);
     let mut best = (f64::INFINITY, start);
     for ratio in (70_u8..=130).map(|percent| f32::from(percent) / 100.0) {

@@ -14,7 +14,7 @@ const MAX_STEPS: i32 = 320;
 
 /// `clipping` is what a squared error by clipping counts, compared with one by rounding.
 pub(super) fn range(observer: &Observer, full: Range, scheme: Scheme, clipping: f64) -> Range {
-    let model = NoiseModel::new(observer);
+    let model = observer.noise_model();
     let mut search = Search { model, scheme, clipping, best: full, noise: f64::INFINITY };
     search.line(|t| Range { min: full.min * t, max: full.max * t });
     if scheme == Scheme::Asymmetric && full.min < 0.0 && full.max > 0.0 {
@@ -28,15 +28,15 @@ pub(super) fn range(observer: &Observer, full: Range, scheme: Scheme, clipping: 
     search.best
 }
 
-struct Search {
-    model: NoiseModel,
+struct Search<'o> {
+    model: &'o NoiseModel,
     scheme: Scheme,
     clipping: f64,
     best: Range,
     noise: f64,
 }
 
-impl Search {
+impl Search<'_> {
     /// Looks for the best of the ranges `at(t)`, `0 < t ≤ 1`, that shrink with `t`: a scan, then a refinement.
     fn line(&mut self, at: impl Fn(f32) -> Range) {
         let t = self.scan(&at);

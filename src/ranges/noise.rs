@@ -71,6 +71,13 @@ impl NoiseModel {
         self.energy[self.blocks.len()] / self.total.max(1.0)
     }
 
+    /// Mean of the values, 0 if there are none.
+    pub fn mean(&self) -> f64 {
+        let middle =
+            |block: &Block| (0..LANES).map(|i| block.count[i] * (block.lo[i] + block.hi[i])).sum::<f64>();
+        self.blocks.iter().map(middle).sum::<f64>() / (2.0 * self.total.max(1.0))
+    }
+
     /// Expected mean squared error on `grid`, 0 if there are no values.
     ///
     /// Values that round to 0 lose all their energy, which prefix sums answer without looking at the bins.
