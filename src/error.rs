@@ -35,9 +35,6 @@ pub enum Error {
     /// The calibration data cannot be used.
     #[error("{0}")]
     Data(String),
-    /// An argument has a value outside its domain.
-    #[error("{0}")]
-    Argument(String),
 }
 
 /// The result of this crate's functions.

@@ -64,11 +64,6 @@ impl Patch {
         self.initializers.extend(other.initializers);
         true
     }
-
-    /// The nodes this patch replaces or removes.
-    pub fn touched(&self) -> impl Iterator<Item = NodeId> {
-        self.replace.keys().copied()
-    }
 }
 
 /// `model` with `patch` applied, and without the initializers and value descriptions that nothing uses any more.

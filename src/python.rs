@@ -5,7 +5,7 @@ mod kernels;
 mod model;
 mod quantize;
 
-use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
 use crate::error::Error;
@@ -24,7 +24,6 @@ impl From<Error> for PyErr {
             },
             Error::NotOnnx { .. } | Error::Model(_) | Error::Tensor { .. } => ModelError::new_err(message),
             Error::Data(_) => DataError::new_err(message),
-            Error::Argument(_) => PyValueError::new_err(message),
         }
     }
 }

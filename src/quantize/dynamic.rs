@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::names::Names;
 use super::weights::{self, QuantizedWeights};
-use super::{LayerRecord, Quantized, too_old};
+use super::{LayerRecord, Quantized, in_order, too_old};
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
@@ -40,9 +40,7 @@ pub fn quantize_dynamic(model: &Model, per_channel: bool, exclude: &HashSet<Stri
         layers.push((id, LayerRecord { quantized, weight_sqnr_db, ..layer }));
     }
     layers.extend(super::embeddings(&graph, exclude, &mut writer.patch)?);
-    layers.sort_by_key(|(id, _)| *id);
-    let layers = layers.into_iter().map(|(_, layer)| layer).collect();
-    Ok(Quantized { model: apply(model, writer.patch)?, layers, notes: Vec::new() })
+    Ok(Quantized { model: apply(model, writer.patch)?, layers: in_order(layers), notes: Vec::new() })
 }
 
 /// Why convolutions stay float.

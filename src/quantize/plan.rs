@@ -29,8 +29,8 @@ pub(crate) struct Assignment {
 
 /// What bounds the assignment.
 pub(crate) struct Limits<'l> {
-    /// Sites that stay float.
-    pub float: &'l HashSet<usize>,
+    /// Whether each site may run on integers.
+    pub candidates: &'l [bool],
     /// Times the float model's time that a relative noise of 1 is worth.
     pub noise_price: f64,
 }
@@ -48,7 +48,7 @@ pub(crate) fn best(
     let mut network = Network::new(sites.all.len());
     for (i, cost) in costs.iter().enumerate() {
         let int8 = cost.int8 + price_of_noise * noise.weights[i];
-        network.site(i, cost.float, if limits.float.contains(&i) { f64::INFINITY } else { int8 });
+        network.site(i, cost.float, if limits.candidates[i] { int8 } else { f64::INFINITY });
     }
     for value in sites.values() {
         let producer = sites.producer(graph, value);

@@ -1,0 +1,147 @@
+//! What became of each operator, and what the user should know.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::cost::{Cost, multiplications};
+use super::noise::sqnr_db;
+use super::sites::Sites;
+use super::weights::QuantizedWeights;
+use crate::calibration::Calibration;
+use crate::graph::{Graph, NodeExt, NodeId};
+use crate::qparams::{QuantParams, Scheme};
+
+/// What a user of the symmetric scheme should know about ONNX Runtime on x86.
+const SYMMETRIC: &str = "ONNX Runtime on x86 uses its kernels for int8 activations everywhere only with the session \
+     option session.qdqisint8allowed=1; the asymmetric scheme needs no option and is the quicker one there";
+
+/// What became of one operator.
+#[derive(Debug, Clone)]
+pub struct LayerRecord {
+    /// Its [label](NodeExt::label).
+    pub name: String,
+    /// Its operator.
+    pub op_type: String,
+    /// Whether it runs on integers.
+    pub quantized: bool,
+    /// Why not; empty when it does.
+    pub reason: String,
+    /// Multiply-accumulates in one inference, where known.
+    pub macs: Option<f64>,
+    /// Signal to noise ratio of its weights, in dB.
+    pub weight_sqnr_db: Option<f64>,
+    /// What it reads.
+    pub inputs: Vec<TensorRecord>,
+    /// What it makes.
+    pub outputs: Vec<TensorRecord>,
+}
+
+impl LayerRecord {
+    /// The record of a node that stays float, or of which no more is known than that it does not.
+    pub(crate) fn unquantized(graph: &Graph, id: NodeId, reason: String) -> Self {
+        let node = graph.node(id);
+        Self {
+            name: node.label().to_owned(),
+            op_type: node.op_type().to_owned(),
+            quantized: false,
+            reason,
+            macs: None,
+            weight_sqnr_db: None,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+        }
+    }
+}
+
+/// How one activation is quantized.
+#[derive(Debug, Clone)]
+pub struct TensorRecord {
+    /// Its name.
+    pub name: String,
+    /// Smallest and largest value seen.
+    pub observed: Option<(f32, f32)>,
+    /// Parameters, `None` if it stays float.
+    pub params: Option<QuantParams>,
+    /// Signal to noise ratio, in dB.
+    pub sqnr_db: Option<f64>,
+}
+
+/// Everything that static quantization decided.
+pub(crate) struct Decisions<'p, 'm> {
+    pub graph: &'p Graph<'m>,
+    pub sites: &'p Sites<'m>,
+    pub calibration: &'p Calibration,
+    pub scheme: Scheme,
+    /// Sites that had to stay float, and why.
+    pub forced: &'p BTreeMap<usize, String>,
+    /// Whether each site runs on integers.
+    pub int8: &'p [bool],
+    /// Estimated time of each site.
+    pub costs: &'p [Cost],
+    pub activations: &'p HashMap<&'m str, QuantParams>,
+    pub weights: &'p HashMap<NodeId, QuantizedWeights>,
+}
+
+impl Decisions<'_, '_> {
+    /// A record for each site and each operator with weights that is none.
+    pub fn layers(&self) -> Vec<(NodeId, LayerRecord)> {
+        let sites = (0..self.sites.all.len()).map(|i| (self.sites.all[i].id, self.layer(i)));
+        let rejected = self.sites.rejected.iter();
+        let rejected =
+            rejected.map(|(id, why)| (*id, LayerRecord::unquantized(self.graph, *id, why.clone())));
+        sites.chain(rejected).collect()
+    }
+
+    fn layer(&self, i: usize) -> LayerRecord {
+        let (site, quantized) = (&self.sites.all[i], self.int8[i]);
+        let tensors = |values: &[&str]| values.iter().map(|value| self.tensor(value, quantized)).collect();
+        LayerRecord {
+            quantized,
+            macs: Some(multiplications(self.graph, site, |value| self.calibration.elements(value))),
+            weight_sqnr_db: self.weights.get(&site.id).map(|weights| weights.sqnr_db),
+            inputs: tensors(&site.inputs),
+            outputs: tensors(&site.outputs),
+            ..LayerRecord::unquantized(self.graph, site.id, self.reason(i))
+        }
+    }
+
+    /// Why a site stays float; empty if it does not.
+    fn reason(&self, i: usize) -> String {
+        match self.forced.get(&i) {
+            _ if self.int8[i] => String::new(),
+            Some(reason) => reason.clone(),
+            None if self.costs[i].int8 >= self.costs[i].float => {
+                "int8 is estimated to be slower than float".to_owned()
+            }
+            None => {
+                "int8 would gain less time than its noise and the conversions around it are worth".to_owned()
+            }
+        }
+    }
+
+    fn tensor(&self, value: &str, quantized: bool) -> TensorRecord {
+        let observer = self.calibration.get(value);
+        let params = self.activations.get(value).filter(|_| quantized);
+        TensorRecord {
+            name: value.to_owned(),
+            observed: observer.and_then(|o| o.range()).map(|r| (r.min, r.max)),
+            params: params.cloned(),
+            sqnr_db: observer.zip(params).map(|(o, p)| sqnr_db(o, p)),
+        }
+    }
+
+    /// What is remarkable about the data, the weights and the scheme.
+    pub fn notes(&self) -> Vec<String> {
+        let constant = self.calibration.tensors().filter_map(|(name, observer)| {
+            let range = observer.range().filter(|r| r.min == r.max)?;
+            Some(format!("tensor '{name}' was always {} on the calibration data", range.min))
+        });
+        let mut dead: Vec<_> = self.weights.iter().filter(|(_, w)| w.dead_channels > 0).collect();
+        dead.sort_by_key(|(id, _)| **id);
+        let dead = dead.into_iter().map(|(id, weights)| {
+            let name = self.graph.node(*id).label();
+            format!("{} channels of '{name}' have only zero weights", weights.dead_channels)
+        });
+        let symmetric = self.scheme == Scheme::Symmetric && self.int8.contains(&true);
+        constant.chain(dead).chain(symmetric.then(|| SYMMETRIC.to_owned())).collect()
+    }
+}
