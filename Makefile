@@ -66,7 +66,7 @@ bench: release $(TOOLS) ## time rustq, onnxruntime and numpy side by side, and `
 	$(PY) -m pytest -q benches/test_times.py
 	$(PY) benches/startup.py
 
-zoo: release $(TOOLS) ## print every published figure: accuracy, speed, cost (heavy: downloads 500 MB, takes hours)
+zoo: release $(TOOLS) ## print every published figure: accuracy, speed, cost (heavy: downloads 500 MB)
 	$(PY) -m pip install --quiet -r benches/requirements.txt
 	$(PY) benches/accuracy.py --peer
 	$(PY) benches/speed.py

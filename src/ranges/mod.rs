@@ -15,7 +15,7 @@ pub use noise::NoiseModel;
 use crate::observer::Observer;
 use crate::qparams::{Range, Scheme};
 
-/// What clipping counts in [`Method::Auto`]: chosen by measurement, see the documentation's table of methods.
+/// What clipping counts in [`Method::Auto`]: chosen by measurement, see the table of methods in `docs/how-it-works.md`.
 const CLIPPING: f64 = 3.0;
 
 /// How to choose the range.
