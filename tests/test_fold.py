@@ -634,3 +634,15 @@ def test_random_chains(chain: tuple[Any, ...]) -> None:
     if not before or (not padded and not transposed):
         assert not LINEAR_CHAIN & set(left), left
     assert left["Identity"] == 0
+
+
+def test_a_constant_along_another_axis_says_nothing_about_channels() -> None:
+    """x[1, 1, 5, 5] times a row of 5, minus a column of 5 channels: the second constant widens x."""
+    net = Net()
+    x = net.input("x", "N", "C", 5, 5)
+    x = net.op("Mul", x, net.weight(5))
+    x = net.op("Sub", x, net.weight(5, 1, 1))
+    result = net.model(net.op("Conv", x, net.weight(4, 5, 3, 3)))
+    feed = {"x": np.random.default_rng(0).normal(size=(1, 1, 5, 5)).astype("f")}
+    wanted, found = run(result, feed)[0], run(rustq.fold(result), feed)[0]
+    np.testing.assert_allclose(wanted, found, rtol=1e-5, atol=1e-5)

@@ -154,7 +154,8 @@ pub(super) fn into_consumer(graph: &Graph, id: NodeId) -> Result<Verdict> {
     let rank = rank.or_else(|| graph.rank(affine.output)).or_else(|| graph.rank(affine.input));
     let channels = linear.input_channels();
     let widens = |factor: &Factor| matches!(factor, Factor::Broadcast(values, _) if values.len() > 1);
-    if (widens(&affine.scale) || widens(&affine.shift)) && !has_channels(graph, affine.input, channels, axis)
+    if (widens(&affine.scale) || widens(&affine.shift))
+        && !has_channels(graph, affine.input, channels, axis, rank)
     {
         return Ok(Verdict::Pass);
     }
@@ -175,42 +176,47 @@ pub(super) fn into_consumer(graph: &Graph, id: NodeId) -> Result<Verdict> {
     scale_past_shift(graph, id, &affine, &linear)
 }
 
-/// Operators whose output has as many channels as their input.
-const KEEPS_CHANNELS: &[&str] = &[
-    "AveragePool",
-    "Clip",
-    "GlobalAveragePool",
-    "HardSigmoid",
-    "LeakyRelu",
-    "MaxPool",
-    "Relu",
-    "Sigmoid",
-    "Tanh",
-];
+/// Operators whose output has the shape of their input.
+const KEEPS_SHAPE: &[&str] = &["Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"];
+
+/// Operators on feature maps that keep the channels of axis 1.
+const KEEPS_CHANNELS: &[&str] = &["AveragePool", "GlobalAveragePool", "MaxPool"];
+
+/// How far back [`has_channels`] looks.
+const STEPS: usize = 16;
 
 /// Whether `value` is known to have so many channels, so that a constant of that many values cannot widen it.
-fn has_channels(graph: &Graph, value: &str, channels: usize, axis: Axis) -> bool {
-    let declared = graph.dimensions(value).and_then(|dims| match axis {
-        Axis::Left(axis) => dims.get(axis).copied(),
-        Axis::Last => dims.last().copied(),
-    });
-    if declared.flatten() == Some(channels) {
-        return true;
+fn has_channels(graph: &Graph, value: &str, channels: usize, axis: Axis, rank: Option<usize>) -> bool {
+    let keeps = |table: &[&str], id: NodeId| table.iter().any(|op_type| graph.node(id).is(op_type));
+    let mut value = value;
+    for _ in 0..STEPS {
+        let declared = graph.dimensions(value).and_then(|dims| match axis {
+            Axis::Left(axis) => dims.get(axis).copied(),
+            Axis::Last => dims.last().copied(),
+        });
+        let Some(id) = graph.producer(value).filter(|_| declared.flatten() != Some(channels)) else {
+            return declared.flatten() == Some(channels);
+        };
+        if let Ok(Some(linear)) = Linear::at(graph, id) {
+            return linear.channels() == channels;
+        }
+        value = if let Ok(Ok(Some(affine))) = affine(graph, id) {
+            let factors = [&affine.scale, &affine.shift];
+            let along = |f: &&Factor| f.values() > 1 && f.per_channel(channels, axis, rank).is_some();
+            if factors.iter().any(along) {
+                return true;
+            }
+            if factors.iter().any(|f| f.values() > 1) {
+                return false;
+            }
+            affine.input
+        } else if keeps(KEEPS_SHAPE, id) || axis == Axis::Left(1) && keeps(KEEPS_CHANNELS, id) {
+            &graph.node(id).input[0]
+        } else {
+            return false;
+        };
     }
-    let Some(id) = graph.producer(value) else { return false };
-    if let Ok(Some(linear)) = Linear::at(graph, id) {
-        return linear.channels() == channels;
-    }
-    if let Ok(Ok(Some(affine))) = affine(graph, id) {
-        let as_many = |factor: &Factor| factor.values() == channels;
-        let one = |factor: &Factor| factor.values() == 1;
-        return as_many(&affine.scale)
-            || as_many(&affine.shift)
-            || one(&affine.scale) && one(&affine.shift) && has_channels(graph, affine.input, channels, axis);
-    }
-    let node = graph.node(id);
-    KEEPS_CHANNELS.iter().any(|op_type| node.is(op_type))
-        && has_channels(graph, &node.input[0], channels, axis)
+    false
 }
 
 /// `Mul` by a scalar, `Add` of a scalar, linear operator: the scale moves past the shift into the weights.
