@@ -112,18 +112,35 @@ impl Model {
         self.graph().initializer.iter().chain(constants).map(Message::encoded_len).sum()
     }
 
-    /// The file's content.
+    /// Size of the file's content.
     ///
     /// # Errors
     /// [`Error::Model`] when it exceeds the 2 GiB a protobuf file can hold.
-    pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let size = self.proto.encoded_len();
-        if size > PROTOBUF_LIMIT {
-            return Err(Error::Model(format!(
-                "the model takes {size} bytes; one ONNX file holds at most 2 GiB"
-            )));
+    pub fn encoded_len(&self) -> Result<usize> {
+        match self.proto.encoded_len() {
+            size if size <= PROTOBUF_LIMIT => Ok(size),
+            size => {
+                Err(Error::Model(format!("the model takes {size} bytes; one ONNX file holds at most 2 GiB")))
+            }
         }
-        Ok(self.proto.encode_to_vec())
+    }
+
+    /// Writes the file's content to the front of `buffer`.
+    ///
+    /// # Panics
+    /// If `buffer` is shorter than [`encoded_len`](Self::encoded_len).
+    pub fn encode_to(&self, mut buffer: &mut [u8]) {
+        self.proto.encode(&mut buffer).expect("a buffer of the encoded length");
+    }
+
+    /// The file's content.
+    ///
+    /// # Errors
+    /// As [`encoded_len`](Self::encoded_len).
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.encoded_len()?];
+        self.encode_to(&mut bytes);
+        Ok(bytes)
     }
 
     /// Writes the file: a sibling temporary file, then a rename. A failure leaves what was there before.

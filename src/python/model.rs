@@ -43,8 +43,10 @@ impl PyModel {
 
     /// Serializes the model.
     fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let bytes = py.detach(|| self.0.to_bytes())?;
-        Ok(PyBytes::new(py, &bytes))
+        PyBytes::new_with(py, self.0.encoded_len()?, |buffer| {
+            self.0.encode_to(buffer);
+            Ok(())
+        })
     }
 
     /// Writes the file, wholly or not at all.
