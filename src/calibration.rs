@@ -59,7 +59,7 @@ impl Calibration {
             });
         } else {
             for activation in activations {
-                self.tensors.entry(activation.name.to_owned()).or_default().observe(activation);
+                self.tensors.get_mut(activation.name).expect("made above").observe(activation);
             }
         }
         self.runs += 1;

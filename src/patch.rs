@@ -129,6 +129,13 @@ pub fn node(op_type: &str, name: &str, inputs: &[&str], outputs: &[&str]) -> Nod
     }
 }
 
+/// A `Cast` from `input` to float32, named after its output.
+pub fn cast_to_float(input: &str, output: &str) -> NodeProto {
+    let mut cast = node("Cast", output, &[input], &[output]);
+    cast.attribute.push(int_attribute("to", crate::tensor::DataType::Float as i64));
+    cast
+}
+
 /// An integer attribute.
 pub fn int_attribute(name: &str, value: i64) -> crate::onnx::AttributeProto {
     crate::onnx::AttributeProto {

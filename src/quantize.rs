@@ -29,6 +29,7 @@ use crate::patch::{Patch, apply};
 use crate::qparams::Scheme;
 use crate::ranges::Method;
 pub use dynamic::quantize_dynamic;
+use names::Names;
 use report::Decisions;
 pub use report::{LayerRecord, TensorRecord};
 use sites::Sites;
@@ -91,16 +92,17 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
     let best = plan::best(&graph, &sites, &limits, &noise, |value| calibration.elements(value));
 
     let activations = parameters(&best.int8);
-    let mut emitted = emit::emit(&emit::Plan {
+    let plan = emit::Plan {
         graph: &graph,
         sites: &sites,
         int8: &best.int8,
         activations: &activations,
         scheme: options.scheme,
         per_channel: options.per_channel,
-        rank: &|value| calibration.rank(value),
+        calibration,
         static_shapes: graph.has_static_inputs(),
-    })?;
+    };
+    let mut emitted = emit::emit(&plan)?;
     let decisions = Decisions {
         graph: &graph,
         sites: &sites,
@@ -113,7 +115,7 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
         weights: &emitted.weights,
     };
     let (mut layers, notes) = (decisions.layers(), decisions.notes());
-    layers.extend(embeddings(&graph, &options.exclude, &mut emitted.patch)?);
+    layers.extend(embeddings(&graph, &options.exclude, &mut emitted.names, &mut emitted.patch)?);
     Ok(Quantized { model: apply(model, emitted.patch)?, layers: in_order(layers), notes })
 }
 
@@ -126,6 +128,7 @@ fn in_order(mut layers: Vec<(NodeId, LayerRecord)>) -> Vec<LayerRecord> {
 fn embeddings(
     graph: &Graph,
     exclude: &HashSet<String>,
+    names: &mut Names,
     patch: &mut Patch,
 ) -> Result<Vec<(NodeId, LayerRecord)>> {
     let mut layers = Vec::new();
@@ -135,7 +138,7 @@ fn embeddings(
         let verdict = if excluded { Err("excluded by the configuration".to_owned()) } else { verdict };
         let mut layer = LayerRecord::unquantized(graph, id, verdict.clone().err().unwrap_or_default());
         if verdict.is_ok() {
-            layer.weight_sqnr_db = Some(embedding::quantize(graph, id, patch)?);
+            layer.weight_sqnr_db = Some(embedding::quantize(graph, id, names, patch)?);
             layer.quantized = true;
         }
         layers.push((id, layer));

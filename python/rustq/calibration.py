@@ -56,9 +56,7 @@ class Calibration:
 
     def merge(self, other: Calibration) -> Calibration:
         """What both saw together; exact, in any order."""
-        merged = Calibration(_rustq.Calibration.from_bytes(self._core.to_bytes()))
-        merged._core.merge(other._core)
-        return merged
+        return Calibration(self._core.merged(other._core))
 
     def __add__(self, other: Calibration) -> Calibration:
         return self.merge(other)

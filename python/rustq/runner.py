@@ -81,10 +81,8 @@ class Observation:
                 ) from error
             arrays = [_float32(v) for v in values[: len(self._names)]]
             calibration.observe(self._names, arrays, self._parallel)
-            del (
-                values,
-                arrays,
-            )  # so that the next inference gets the same memory, still in the cache
+            # The next inference then gets the same memory, which is still in the cache.
+            del values, arrays
             report(done, total)
 
 

@@ -19,7 +19,7 @@ pub(super) fn hard_sigmoid(graph: &Graph, id: NodeId) -> Result<Verdict> {
     if !clip.is("Clip") || clip_bounds(graph, id) != Some(CLIP_BOUNDS) {
         return Ok(Verdict::Pass);
     }
-    let Some((add, x)) = constant_operand(graph, &clip.input[0], "Add", 3.0) else {
+    let Some((add, x)) = plus_three(graph, &clip.input[0]) else {
         return Ok(Verdict::Pass);
     };
     if graph.sole_consumer(&clip.input[0]) != Some(id) {
@@ -81,22 +81,17 @@ fn is_division_by_six(graph: &Graph, id: NodeId) -> bool {
     }
 }
 
-/// The node that makes `value` as `x + constant` (in either order), and x.
-fn constant_operand<'m>(
-    graph: &Graph<'m>,
-    value: &str,
-    op_type: &str,
-    constant: f32,
-) -> Option<(NodeId, &'m str)> {
+/// The `Add` that makes `value` as `x + 3` (in either order), and x.
+fn plus_three<'m>(graph: &Graph<'m>, value: &str) -> Option<(NodeId, &'m str)> {
     let id = graph.producer(value)?;
     let node = graph.node(id);
     let [left, right] = node.input.as_slice() else { return None };
     let x = match (scalar(graph, left), scalar(graph, right)) {
-        (None, Some(c)) if c == constant => left,
-        (Some(c), None) if c == constant => right,
+        (None, Some(3.0)) => left,
+        (Some(3.0), None) => right,
         _ => return None,
     };
-    node.is(op_type).then_some((id, x.as_str()))
+    node.is("Add").then_some((id, x.as_str()))
 }
 
 /// Lower and upper bound of a `Clip`, from inputs or, before operator set 11, attributes.

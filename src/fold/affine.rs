@@ -11,7 +11,8 @@
 //!
 //! After a linear operator (`Conv`, `ConvTranspose`, `Gemm`, `MatMul`) it disappears into the weights and the bias:
 //! w'\[c, …\] = scale\[c\] · w\[c, …\], b'\[c\] = scale\[c\] · b\[c\] + shift\[c\]. Before one, it does so along the
-//! input channels k: w'\[c, k\] = w\[c, k\] · scale\[k\], b'\[c\] = b\[c\] + Σ w\[c, k\] · shift\[k\]; the shift only if nothing is padded.
+//! input channels k: w'\[c, k\] = w\[c, k\] · scale\[k\], b'\[c\] = b\[c\] + Σ w\[c, k\] · shift\[k\]; the shift only if
+//! nothing is padded.
 //! (BatchNormalization: Ioffe and Szegedy 2015, the inference form of algorithm 2; ONNX BatchNormalization-15.)
 
 use super::Verdict;

@@ -45,8 +45,11 @@ impl PyCalibration {
         Ok(())
     }
 
-    fn merge(&mut self, other: PyRef<'_, Self>) {
-        self.0.merge(&other.0);
+    /// What both saw together.
+    fn merged(&self, other: PyRef<'_, Self>) -> Self {
+        let mut both = self.clone();
+        both.0.merge(&other.0);
+        both
     }
 
     #[getter]

@@ -14,8 +14,8 @@ use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
 use crate::onnx::NodeProto;
 use crate::ops::{Role, op, without_kernel};
-use crate::patch::{Patch, apply, int_attribute, node};
-use crate::tensor::{DataType, tensor};
+use crate::patch::{Patch, apply, cast_to_float, node};
+use crate::tensor::tensor;
 
 /// Quantizes the weights of a folded model and lets its activations be quantized at run time.
 ///
@@ -39,7 +39,7 @@ pub fn quantize_dynamic(model: &Model, per_channel: bool, exclude: &HashSet<Stri
         let layer = LayerRecord::unquantized(&graph, id, verdict.err().unwrap_or_default());
         layers.push((id, LayerRecord { quantized, weight_sqnr_db, ..layer }));
     }
-    layers.extend(super::embeddings(&graph, exclude, &mut writer.patch)?);
+    layers.extend(super::embeddings(&graph, exclude, &mut writer.names, &mut writer.patch)?);
     Ok(Quantized { model: apply(model, writer.patch)?, layers: in_order(layers), notes: Vec::new() })
 }
 
@@ -84,7 +84,11 @@ impl<'m> Writer<'_, 'm> {
         let original = self.graph.node(id);
         let mut nodes = Vec::new();
         let DynamicInput([x, x_scale, x_zero]) = self.input(&original.input[0], &mut nodes);
-        let quantized = weights::quantize_alone(self.graph, id, per_channel)?;
+        let quantized = weights::quantize_tensor(
+            weights::weight_of(self.graph, id)?,
+            weights::channel_axis(self.graph, id),
+            per_channel,
+        )?;
         let (w, w_scale) = self.weight(id, &quantized);
         let output = original.output[0].as_str();
         let [integers, cast, scale, product] = ["integers", "cast", "product_scale", "product"]
@@ -92,9 +96,7 @@ impl<'m> Writer<'_, 'm> {
         let bias = original.input_at(2);
         let result = if bias.is_some() { &product } else { output };
         nodes.push(node("MatMulInteger", original.label(), &[&x, &w, &x_zero], &[&integers]));
-        let mut to_float = node("Cast", &cast, &[&integers], &[&cast]);
-        to_float.attribute.push(int_attribute("to", DataType::Float as i64));
-        nodes.push(to_float);
+        nodes.push(cast_to_float(&integers, &cast));
         nodes.push(node("Mul", &scale, &[&x_scale, &w_scale], &[&scale]));
         nodes.push(node("Mul", &product, &[&cast, &scale], &[result]));
         if let Some(bias) = bias {

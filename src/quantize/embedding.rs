@@ -3,11 +3,12 @@
 //! `Gather(table, ids)` becomes `Cast(Gather(int8 table, ids)) · Gather(s, ids)`: the table takes a quarter of the space,
 //! and only the rows that are looked up are ever turned into floats.
 
-use super::weights::Channels;
+use super::names::Names;
+use super::weights;
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
-use crate::patch::{Patch, int_attribute, node};
-use crate::tensor::{DataType, shape, tensor};
+use crate::patch::{Patch, cast_to_float, node};
+use crate::tensor::{DataType, tensor};
 
 /// A table with fewer values than this is not worth three more nodes.
 const LEAST_VALUES: usize = 1 << 14;
@@ -34,30 +35,21 @@ pub(crate) fn verdict(graph: &Graph, id: NodeId) -> Option<Result<(), String>> {
 ///
 /// # Errors
 /// [`crate::Error::Tensor`] when the table is not finite.
-pub(crate) fn quantize(graph: &Graph, id: NodeId, patch: &mut Patch) -> Result<f64> {
+pub(crate) fn quantize(graph: &Graph, id: NodeId, names: &mut Names, patch: &mut Patch) -> Result<f64> {
     let original = graph.node(id);
     let (table, ids, output) = (&original.input[0], &original.input[1], &original.output[0]);
-    let constant = graph.constant(table).expect("the verdict saw it");
-    let dims = shape(constant)?;
-    let values = super::weights::finite(constant)?;
-    let channels = Channels::new(&dims, 0);
-    let scale = crate::qparams::QuantParams::per_channel(&channels.abs_max(&values), 0).scale;
-    let (integers, noise) = channels.quantize(&values, &scale);
-    let power: f64 = values.iter().map(|&v| f64::from(v).powi(2)).sum();
-    let [integers_name, scale_name] =
-        ["quantized", "scale"].map(|part| graph.fresh(&format!("{table}_{part}"), None));
-    patch.initializer(tensor(&integers_name, &dims, &integers));
-    patch.initializer(tensor(&scale_name, &[dims[0], 1], &scale));
-    let [rows, row_scale, cast] =
-        ["rows", "row_scale", "cast"].map(|part| graph.fresh(&format!("{output}_{part}"), None));
-    let mut to_float = node("Cast", &cast, &[&rows], &[&cast]);
-    to_float.attribute.push(int_attribute("to", DataType::Float as i64));
+    let rows_on_grid = weights::quantize_tensor(graph.constant(table).expect("the verdict saw it"), 0, true)?;
+    let (integers, scale) = (names.get(&format!("{table}_quantized")), names.get(&format!("{table}_scale")));
+    patch.initializer(tensor(&integers, &rows_on_grid.dims, &rows_on_grid.values));
+    patch.initializer(tensor(&scale, &[rows_on_grid.dims[0], 1], &rows_on_grid.params.scale));
+    let [rows, row_scale, floats, product] =
+        ["rows", "row_scale", "cast", "dequantized"].map(|part| names.get(&format!("{output}_{part}")));
     let nodes = vec![
-        node("Gather", original.label(), &[&integers_name, ids], &[&rows]),
-        node("Gather", &row_scale, &[&scale_name, ids], &[&row_scale]),
-        to_float,
-        node("Mul", &format!("{output}_dequantized"), &[&cast, &row_scale], &[output]),
+        node("Gather", original.label(), &[&integers, ids], &[&rows]),
+        node("Gather", &row_scale, &[&scale, ids], &[&row_scale]),
+        cast_to_float(&rows, &floats),
+        node("Mul", &product, &[&floats, &row_scale], &[output]),
     ];
     patch.replace(id, nodes);
-    Ok(10.0 * (power / noise).log10())
+    Ok(rows_on_grid.sqnr_db)
 }

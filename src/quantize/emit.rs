@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use super::names::Names;
 use super::sites::{Site, Sites};
 use super::weights::QuantizedWeights;
+use crate::calibration::Calibration;
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::onnx::{NodeProto, TensorProto};
@@ -59,8 +60,7 @@ pub(crate) struct Plan<'p, 'm> {
     pub activations: &'p HashMap<&'m str, QuantParams>,
     pub scheme: Scheme,
     pub per_channel: bool,
-    /// Number of dimensions of an activation.
-    pub rank: &'p dyn Fn(&str) -> Option<usize>,
+    pub calibration: &'p Calibration,
     /// Whether every input of the model has a fixed shape.
     pub static_shapes: bool,
 }
@@ -91,7 +91,7 @@ impl Plan<'_, '_> {
 
     /// Whether ONNX Runtime knows the operands of a `MatMul` to be matrices, and makes a `Gemm` of it and an `Add`.
     fn becomes_gemm(&self, site: &Site) -> bool {
-        self.static_shapes || (self.rank)(site.inputs[0]) == Some(2)
+        self.static_shapes || self.calibration.rank(site.inputs[0]) == Some(2)
     }
 
     fn is_made_of_integers(&self, value: &str) -> bool {
@@ -108,8 +108,10 @@ impl Plan<'_, '_> {
 }
 
 /// The edit, and the weights that went into it by node.
-pub(crate) struct Emitted {
+pub(crate) struct Emitted<'g, 'm> {
     pub patch: Patch,
+    /// For what else is added.
+    pub names: Names<'g, 'm>,
     pub weights: HashMap<NodeId, QuantizedWeights>,
 }
 
@@ -117,7 +119,7 @@ pub(crate) struct Emitted {
 ///
 /// # Errors
 /// [`crate::Error::Tensor`] when weights cannot be quantized.
-pub(crate) fn emit(plan: &Plan) -> Result<Emitted> {
+pub(crate) fn emit<'p, 'm>(plan: &'p Plan<'p, 'm>) -> Result<Emitted<'p, 'm>> {
     let mut emitter = Emitter {
         plan,
         patch: Patch::default(),
@@ -131,7 +133,7 @@ pub(crate) fn emit(plan: &Plan) -> Result<Emitted> {
     for value in plan.sites.values() {
         emitter.quantized_input(value);
     }
-    Ok(Emitted { patch: emitter.patch, weights: emitter.weights })
+    Ok(Emitted { patch: emitter.patch, names: emitter.names, weights: emitter.weights })
 }
 
 struct Emitter<'p, 'm> {

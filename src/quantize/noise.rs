@@ -40,7 +40,12 @@ pub(crate) struct Noise<'m> {
 
 /// Signal to noise ratio of quantizing what was observed, in dB.
 pub(crate) fn sqnr_db(observer: &Observer, params: &QuantParams) -> f64 {
-    10.0 * (observer.power() / observer.quantization_noise(params)).log10()
+    decibels(observer.power() / observer.quantization_noise(params))
+}
+
+/// A ratio of powers in dB.
+pub(crate) fn decibels(ratio: f64) -> f64 {
+    10.0 * ratio.log10()
 }
 
 /// Estimates the noise, given the parameters that each value would have.

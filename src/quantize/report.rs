@@ -57,8 +57,6 @@ impl LayerRecord {
 pub struct TensorRecord {
     /// Its name.
     pub name: String,
-    /// Smallest and largest value seen.
-    pub observed: Option<(f32, f32)>,
     /// Parameters, `None` if it stays float.
     pub params: Option<QuantParams>,
     /// Signal to noise ratio, in dB.
@@ -123,7 +121,6 @@ impl Decisions<'_, '_> {
         let params = self.activations.get(value).filter(|_| quantized);
         TensorRecord {
             name: value.to_owned(),
-            observed: observer.and_then(|o| o.range()).map(|r| (r.min, r.max)),
             params: params.cloned(),
             sqnr_db: observer.zip(params).map(|(o, p)| sqnr_db(o, p)),
         }

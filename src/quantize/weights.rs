@@ -6,6 +6,7 @@
 
 use rayon::prelude::*;
 
+use super::noise::decibels;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::kernels;
@@ -65,7 +66,11 @@ pub(crate) fn bias(graph: &Graph, id: NodeId) -> Result<Option<Vec<f32>>> {
     Ok(Some(if let &[value] = values.as_slice() { vec![value; channels] } else { values }))
 }
 
-fn weight_of<'m>(graph: &Graph<'m>, id: NodeId) -> Result<&'m TensorProto> {
+/// The weights among the inputs of node `id`.
+///
+/// # Errors
+/// [`Error::Model`] when they are not constant.
+pub(crate) fn weight_of<'m>(graph: &Graph<'m>, id: NodeId) -> Result<&'m TensorProto> {
     let node = graph.node(id);
     let weight = node.input_at(1).and_then(|name| graph.constant(name));
     weight.ok_or_else(|| Error::Model(format!("'{}' has no constant weights", node.label())))
@@ -100,16 +105,20 @@ fn on_grid(
     if !per_channel {
         params = QuantParams { scale: scale[..1].to_vec(), zero_point: vec![0], axis: None, ..params };
     }
-    let sqnr_db = 10.0 * (power / noise).log10();
+    let sqnr_db = decibels(power / noise);
     Ok((QuantizedWeights { values: quantized, dims, params, bias: None, sqnr_db, dead_channels }, scale))
 }
 
-/// Quantizes the weights of node `id` and leaves its bias as it is.
+/// Quantizes a constant, one scale for each index of `axis` or one for all, without a thought of a bias.
 ///
 /// # Errors
-/// [`Error::Tensor`] when weights are not finite.
-pub(crate) fn quantize_alone(graph: &Graph, id: NodeId, per_channel: bool) -> Result<QuantizedWeights> {
-    Ok(on_grid(weight_of(graph, id)?, channel_axis(graph, id), None, per_channel)?.0)
+/// [`Error::Tensor`] when it is not finite.
+pub(crate) fn quantize_tensor(
+    tensor: &TensorProto,
+    axis: usize,
+    per_channel: bool,
+) -> Result<QuantizedWeights> {
+    Ok(on_grid(tensor, axis, None, per_channel)?.0)
 }
 
 /// Axis of the output channels in the weights.
@@ -178,7 +187,7 @@ impl Channels {
     }
 
     /// The integers, and the sum of the squared errors.
-    pub fn quantize(&self, values: &[f32], scale: &[f32]) -> (Vec<i8>, f64) {
+    fn quantize(&self, values: &[f32], scale: &[f32]) -> (Vec<i8>, f64) {
         let mut quantized = vec![0_i8; values.len()];
         let row = self.inner.max(1);
         let noise = if row == 1 {
