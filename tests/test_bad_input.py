@@ -509,7 +509,9 @@ def interrupted(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
         "run = runner.Observation.run\n"
         "def marked(self, feeds, *rest):\n"
         f"    pathlib.Path({str(marker)!r}).touch()\n"
-        "    return run(self, (feed for _ in range(10**6) for feed in feeds), *rest)\n"
+        # Read once: Python ignores an interrupt that meets the destructor of a file just closed.
+        "    samples = list(feeds)\n"
+        "    return run(self, (feed for _ in range(10**6) for feed in samples), *rest)\n"
         "runner.Observation.run = marked\n"
         "from rustq.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"

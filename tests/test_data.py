@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -583,3 +584,24 @@ def test_inputs_of_a_session() -> None:
     assert infos[0].shape == ("N", 2, None)
     with pytest.raises(UnsupportedError, match="seq"):
         inputs_of(FakeSession("seq(tensor(float))"))
+
+
+def test_an_interrupt_while_a_file_is_closed_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are closed by the iteration: in a destructor Python would ignore the interrupt."""
+    np.savez(tmp_path / "x.npz", x=np.zeros((3, 1, 2), np.float32))
+    leave, armed = zipfile.ZipFile.__exit__, []
+
+    def interrupted(file: zipfile.ZipFile, *error: Any) -> None:
+        leave(file, *error)
+        if armed:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(zipfile.ZipFile, "__exit__", interrupted)
+    iterator = iter(feeds(tmp_path / "x.npz", [InputInfo("x", np.dtype(np.float32), (1, 2))]))
+    for _ in range(3):
+        next(iterator)
+    armed.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        next(iterator)

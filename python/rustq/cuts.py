@@ -79,6 +79,10 @@ class Plan:
                     f"{where}, row {number}" if step == 1 else f"{where}, rows from {number * step}"
                 )
             yield {info.name: conform(next(pieces[info.name]), info, place) for info in inputs}
+        # Files are closed here: in a destructor, where a forgotten iterator closes them, Python
+        # drops every exception, and with it an interrupt that comes at that moment.
+        for slices in pieces.values():
+            next(slices, None)
 
 
 def plan(
