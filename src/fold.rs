@@ -3,17 +3,20 @@
 //! A rule is a pure function of the index and one node. It answers with a [`Patch`], with a reason why it declines, or
 //! that the node is none of its business. [`fold`] sweeps the rules over the graph until nothing changes.
 
+mod absorb;
 pub(crate) mod activations;
 mod affine;
 mod constants;
 mod linear;
 mod no_ops;
+mod passage;
 
 use std::collections::BTreeMap;
 
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
+use crate::onnx::NodeProto;
 use crate::patch::{Patch, apply};
 
 /// What a rule says about a node.
@@ -34,7 +37,7 @@ type Rule = fn(&Graph, NodeId) -> Result<Verdict>;
 const STAGES: &[&[(&str, Rule)]] = &[
     &[("constant node to initializer", constants::constant), ("view of a constant", constants::view)],
     &[("drop no-op", no_ops::no_op), ("put hard-sigmoid together", activations::hard_sigmoid)],
-    &[("fold into weights", affine::into_producer), ("fold into next weights", affine::into_consumer)],
+    &[("fold into weights", absorb::absorb)],
 ];
 
 /// One thing [`fold`] did, or declined to do.
@@ -48,6 +51,12 @@ pub struct FoldRecord {
     pub rule: &'static str,
     /// Why it stayed; `None` when it is gone.
     pub declined: Option<String>,
+}
+
+impl FoldRecord {
+    fn of(node: &NodeProto, rule: &'static str, declined: Option<String>) -> Self {
+        Self { node: node.label().to_owned(), op_type: node.op_type().to_owned(), rule, declined }
+    }
 }
 
 /// Folds `model` and says what was done.
@@ -84,20 +93,15 @@ fn sweep(
     let (mut patch, mut edits, mut declined) = (Patch::default(), Vec::new(), BTreeMap::new());
     for (id, node) in graph.nodes().iter().enumerate() {
         for &(rule, ask) in rules {
-            let record = |declined| FoldRecord {
-                node: node.label().to_owned(),
-                op_type: node.op_type().to_owned(),
-                rule,
-                declined,
-            };
             match ask(&graph, id)? {
                 Verdict::Pass => {}
                 Verdict::Decline(reason) => {
-                    declined.entry(id).or_insert_with(|| record(Some(reason)));
+                    declined.entry(id).or_insert_with(|| FoldRecord::of(node, rule, Some(reason)));
                 }
                 Verdict::Edit(edit) => {
+                    let gone: Vec<NodeId> = edit.removed().collect();
                     if patch.absorb(edit) {
-                        edits.push(record(None));
+                        edits.extend(gone.iter().map(|&id| FoldRecord::of(graph.node(id), rule, None)));
                     }
                     break;
                 }

@@ -31,6 +31,11 @@ impl Patch {
         self.replace.insert(id, Vec::new());
     }
 
+    /// The nodes that nothing takes the place of.
+    pub fn removed(&self) -> impl Iterator<Item = NodeId> {
+        self.replace.iter().filter(|(_, nodes)| nodes.is_empty()).map(|(&id, _)| id)
+    }
+
     /// Puts `nodes` in the place of node `id`.
     pub fn replace(&mut self, id: NodeId, nodes: Vec<NodeProto>) {
         self.replace.insert(id, nodes);

@@ -1,266 +1,150 @@
-//! Linear chains into weights.
+//! Nodes that scale and shift, and chains of them.
 //!
-//! Every node here computes `y = scale[c] · x + shift[c]` with constants per channel `c`:
+//! Every node here computes `y = scale[c] · x + shift[c]` with constants, one pair for all or one per index `c` of one axis:
 //!
 //! | node | scale | shift |
 //! |---|---|---|
 //! | `BatchNormalization` | γ / √(var + ε) | β − mean · γ / √(var + ε) |
 //! | `x · k`, `x ÷ k` | k, 1 / k | 0 |
 //! | `x + k`, `x − k` | 1 | k, −k |
-//! | `k − x` | −1 | k |
+//! | `k − x`, `−x` | −1 | k, 0 |
 //!
-//! After a linear operator (`Conv`, `ConvTranspose`, `Gemm`, `MatMul`) it disappears into the weights and the bias:
-//! w'\[c, …\] = scale\[c\] · w\[c, …\], b'\[c\] = scale\[c\] · b\[c\] + shift\[c\]. Before one, it does so along the
-//! input channels k: w'\[c, k\] = w\[c, k\] · scale\[k\], b'\[c\] = b\[c\] + Σ w\[c, k\] · shift\[k\]; the shift only if
-//! nothing is padded.
+//! A chain is one such map: s₂ · (s₁ · x + t₁) + t₂ = (s₂ · s₁) · x + (s₂ · t₁ + t₂). It is composed in float64, so that a
+//! weight is rounded once however long the chain.
 //! (BatchNormalization: Ioffe and Szegedy 2015, the inference form of algorithm 2; ONNX BatchNormalization-15.)
 
-use super::Verdict;
-use super::linear::{Axis, Linear};
+use super::linear::Linear;
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
-use crate::onnx::TensorProto;
-use crate::patch::node;
-use crate::tensor::{doubles, floats_like, is_float, shape};
+use crate::onnx::{NodeProto, TensorProto};
+use crate::tensor::{doubles, is_float, shape};
+
+/// An axis of a tensor, counted from either end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Axis {
+    /// This many axes from the left.
+    Left(usize),
+    /// This many axes from the last one.
+    Right(usize),
+}
+
+impl Axis {
+    /// The same axis counted from the left, where the rank is known.
+    pub fn resolved(self, rank: Option<usize>) -> Self {
+        match (self, rank) {
+            (Self::Right(from_last), Some(rank)) if from_last < rank => Self::Left(rank - 1 - from_last),
+            _ => self,
+        }
+    }
+
+    /// Its index in a list of dimensions.
+    pub fn index(self, rank: usize) -> Option<usize> {
+        match self {
+            Self::Left(index) => (index < rank).then_some(index),
+            Self::Right(from_last) => rank.checked_sub(1 + from_last),
+        }
+    }
+}
+
+/// A diagonal affine map: `scale · x + shift`, for all elements alike or per index of one axis.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Diagonal {
+    /// The axis along which the values vary; `None` for one pair of values.
+    pub axis: Option<Axis>,
+    pub scale: Vec<f64>,
+    pub shift: Vec<f64>,
+}
+
+impl Diagonal {
+    /// Number of pairs of values.
+    pub fn len(&self) -> usize {
+        self.scale.len()
+    }
+
+    /// This map and then `later`, if they vary along the same axis or not at all.
+    fn then(&self, later: &Self) -> Option<Self> {
+        let axis = match (self.axis, later.axis) {
+            (Some(a), Some(b)) if a != b || self.len() != later.len() => return None,
+            (a, b) => a.or(b),
+        };
+        let (first, later) = (self.widened(later.len()), later.widened(self.len()));
+        let scale = first.scale.iter().zip(&later.scale).map(|(a, b)| a * b).collect();
+        let shift =
+            first.shift.iter().zip(&later.scale).zip(&later.shift).map(|((t, s), u)| t * s + u).collect();
+        Some(Self { axis, scale, shift })
+    }
+
+    fn widened(&self, len: usize) -> Self {
+        if self.axis.is_some() || len == 1 {
+            return self.clone();
+        }
+        Self { axis: None, scale: vec![self.scale[0]; len], shift: vec![self.shift[0]; len] }
+    }
+
+    /// The map on a value of this rank whose axis `axis` has `channels` indices: a pair of values for each.
+    pub fn per_channel(&self, channels: usize, axis: Axis, rank: Option<usize>) -> Option<Self> {
+        match self.axis {
+            None => Some(Self { axis: Some(axis), ..self.widened(channels) }),
+            Some(own) => {
+                let same = own.resolved(rank) == axis.resolved(rank) && self.len() == channels;
+                same.then(|| self.clone())
+            }
+        }
+    }
+
+    pub fn has_shift(&self) -> bool {
+        self.shift.iter().any(|&t| t != 0.0)
+    }
+
+    pub fn has_scale(&self) -> bool {
+        self.scale.iter().any(|&s| s != 1.0)
+    }
+
+    pub fn is_increasing(&self) -> bool {
+        self.scale.iter().all(|&s| s > 0.0)
+    }
+
+    /// The same scale, without the shift.
+    pub fn scale_only(&self) -> Self {
+        Self { shift: vec![0.0; self.len()], ..self.clone() }
+    }
+}
 
 /// An affine node and what it computes.
-struct Affine<'m> {
-    input: &'m str,
-    output: &'m str,
-    scale: Factor,
-    shift: Factor,
+pub(super) struct Affine<'m> {
+    pub input: &'m str,
+    pub output: &'m str,
+    pub map: Diagonal,
+    /// Whether the map could make its input wider along its axis by broadcasting.
+    may_widen: bool,
 }
 
-/// A constant of an affine node and how its shape lines up with the data.
-enum Factor {
-    /// The same for all, whatever the shape of the data.
-    Neutral(f64),
-    /// One value per channel of axis 1 of the data, as in BatchNormalization.
-    Channel(Vec<f64>),
-    /// A constant of some shape, which broadcasting lines up from the right.
-    Broadcast(Vec<f64>, Vec<usize>),
-}
-
-impl Factor {
-    /// A value per channel, if the constant varies along the channel axis alone and does not widen the data.
-    fn per_channel(&self, channels: usize, axis: Axis, rank: Option<usize>) -> Option<Vec<f64>> {
-        match self {
-            Self::Neutral(value) => Some(vec![*value; channels]),
-            Self::Channel(values) => {
-                let second = axis == Axis::Left(1) || rank == Some(2);
-                (values.len() == channels && second).then(|| values.clone())
-            }
-            Self::Broadcast(values, dims) => {
-                // Everything has a last axis; more must be known to be there.
-                if dims.len() > rank.unwrap_or(1) {
-                    return None;
-                }
-                if let &[value] = values.as_slice() {
-                    return Some(vec![value; channels]);
-                }
-                let from_right = match axis {
-                    Axis::Last => 0,
-                    Axis::Left(axis) => rank?.checked_sub(1 + axis)?,
-                };
-                let other_dims_are_one =
-                    dims.iter().rev().enumerate().all(|(i, &d)| d == 1 || i == from_right);
-                (values.len() == channels && other_dims_are_one).then(|| values.clone())
-            }
-        }
-    }
-
-    /// How many values there are.
-    fn values(&self) -> usize {
-        match self {
-            Self::Neutral(_) => 1,
-            Self::Channel(values) | Self::Broadcast(values, _) => values.len(),
-        }
-    }
-
-    /// The value, if there is just one.
-    fn scalar(&self) -> Option<f64> {
-        match self {
-            Self::Neutral(value) => Some(*value),
-            Self::Channel(values) | Self::Broadcast(values, _) => match values.as_slice() {
-                &[value] => Some(value),
-                _ => None,
-            },
-        }
-    }
-
-    fn is_zero(&self) -> bool {
-        match self {
-            Self::Neutral(value) => *value == 0.0,
-            Self::Channel(values) | Self::Broadcast(values, _) => values.iter().all(|&v| v == 0.0),
-        }
-    }
-}
-
-/// The rule for an affine node behind a linear operator.
-pub(super) fn into_producer(graph: &Graph, id: NodeId) -> Result<Verdict> {
-    let affine = match affine(graph, id)? {
-        Ok(Some(affine)) => affine,
-        Ok(None) => return Ok(Verdict::Pass),
-        Err(reason) => return Ok(Verdict::Decline(reason)),
-    };
-    let Some(producer) = graph.producer(affine.input) else {
-        return Ok(Verdict::Decline(format!("no linear operator makes its input '{}'", affine.input)));
-    };
-    let linear = match Linear::at(graph, producer) {
-        Ok(Some(linear)) => linear,
-        Ok(None) => {
-            let node = graph.node(producer);
-            return Ok(Verdict::Decline(format!(
-                "its input comes from {} '{}'",
-                node.op_type(),
-                node.label()
-            )));
-        }
-        Err(reason) => return Ok(Verdict::Decline(reason)),
-    };
-    if graph.sole_consumer(affine.input) != Some(id) {
-        return Ok(Verdict::Decline(format!("'{}' is read elsewhere too", affine.input)));
-    }
-    if !affine.shift.is_zero() && !linear.takes_shift(graph) {
-        return Ok(Verdict::Decline("a MatMul has no bias to take up the shift".to_owned()));
-    }
-    let (axis, rank) = linear.channel_axis();
-    let rank =
-        rank.or_else(|| graph.rank(affine.input)).or_else(|| graph.rank(&graph.node(producer).input[0]));
-    let per_channel = |factor: &Factor| factor.per_channel(linear.channels(), axis, rank);
-    let (Some(scale), Some(shift)) = (per_channel(&affine.scale), per_channel(&affine.shift)) else {
-        return Ok(Verdict::Decline("its constant does not vary along the channels alone".to_owned()));
-    };
-    Ok(match linear.with_output_affine(graph, &scale, &shift, affine.output)? {
-        Ok(mut patch) => {
-            patch.remove(id);
-            Verdict::Edit(patch)
-        }
-        Err(reason) => Verdict::Decline(reason),
-    })
-}
-
-/// The rule for an affine node in front of one linear operator.
-///
-/// A shift passes only where nothing is padded with zeros. Where it does not, a scale in front of it still does:
-/// `a · x + b = a · (x + b / a)`.
-pub(super) fn into_consumer(graph: &Graph, id: NodeId) -> Result<Verdict> {
-    let Ok(Some(affine)) = affine(graph, id)? else { return Ok(Verdict::Pass) };
-    let Some(consumer) = graph.sole_consumer(affine.output) else { return Ok(Verdict::Pass) };
-    if graph.node(consumer).input_at(0) != Some(affine.output) {
-        return Ok(Verdict::Pass);
-    }
-    let Ok(Some(linear)) = Linear::at(graph, consumer) else { return Ok(Verdict::Pass) };
-    let (axis, rank) = linear.channel_axis();
-    let rank = rank.or_else(|| graph.rank(affine.output)).or_else(|| graph.rank(affine.input));
-    let channels = linear.input_channels();
-    let widens = |factor: &Factor| matches!(factor, Factor::Broadcast(values, _) if values.len() > 1);
-    if (widens(&affine.scale) || widens(&affine.shift))
-        && !has_channels(graph, affine.input, channels, axis, rank)
-    {
-        return Ok(Verdict::Pass);
-    }
-    let per_channel = |factor: &Factor| factor.per_channel(channels, axis, rank);
-    let (Some(scale), Some(shift)) = (per_channel(&affine.scale), per_channel(&affine.shift)) else {
-        return Ok(Verdict::Pass);
-    };
-    if !linear.takes_input_scale() {
-        return Ok(Verdict::Pass);
-    }
-    if affine.shift.is_zero() || linear.takes_input_shift(graph) {
-        let edit = linear.with_input_affine(graph, &scale, &shift, affine.input)?;
-        return Ok(edit.map_or(Verdict::Pass, |mut patch| {
-            patch.remove(id);
-            Verdict::Edit(patch)
-        }));
-    }
-    scale_past_shift(graph, id, &affine, &linear)
-}
-
-/// Operators whose output has the shape of their input.
-const KEEPS_SHAPE: &[&str] = &["Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"];
-
-/// Operators on feature maps that keep the channels of axis 1.
-const KEEPS_CHANNELS: &[&str] = &["AveragePool", "GlobalAveragePool", "MaxPool"];
-
-/// How far back [`has_channels`] looks.
-const STEPS: usize = 16;
-
-/// Whether `value` is known to have so many channels, so that a constant of that many values cannot widen it.
-fn has_channels(graph: &Graph, value: &str, channels: usize, axis: Axis, rank: Option<usize>) -> bool {
-    let keeps = |table: &[&str], id: NodeId| table.iter().any(|op_type| graph.node(id).is(op_type));
-    let mut value = value;
-    for _ in 0..STEPS {
-        let declared = graph.dimensions(value).and_then(|dims| match axis {
-            Axis::Left(axis) => dims.get(axis).copied(),
-            Axis::Last => dims.last().copied(),
-        });
-        let Some(id) = graph.producer(value).filter(|_| declared.flatten() != Some(channels)) else {
-            return declared.flatten() == Some(channels);
-        };
-        if let Ok(Some(linear)) = Linear::at(graph, id) {
-            return linear.channels() == channels;
-        }
-        value = if let Ok(Ok(Some(affine))) = affine(graph, id) {
-            let factors = [&affine.scale, &affine.shift];
-            let along = |f: &&Factor| f.values() > 1 && f.per_channel(channels, axis, rank).is_some();
-            if factors.iter().any(along) {
-                return true;
-            }
-            if factors.iter().any(|f| f.values() > 1) {
-                return false;
-            }
-            affine.input
-        } else if keeps(KEEPS_SHAPE, id) || axis == Axis::Left(1) && keeps(KEEPS_CHANNELS, id) {
-            &graph.node(id).input[0]
-        } else {
-            return false;
-        };
-    }
-    false
-}
-
-/// `Mul` by a scalar, `Add` of a scalar, linear operator: the scale moves past the shift into the weights.
-fn scale_past_shift(graph: &Graph, id: NodeId, shift: &Affine, linear: &Linear) -> Result<Verdict> {
-    let Some(before) = graph.producer(shift.input) else { return Ok(Verdict::Pass) };
-    let Ok(Some(scale)) = affine(graph, before)? else { return Ok(Verdict::Pass) };
-    let (Some(a), Some(b), Some(one)) = (scale.scale.scalar(), shift.shift.scalar(), shift.scale.scalar())
-    else {
-        return Ok(Verdict::Pass);
-    };
-    let add = graph.node(id);
-    let constant = add.input.iter().find_map(|name| graph.constant(name));
-    let Some(constant) = constant.filter(|t| t.dims.len() <= 1 && is_float(t)) else {
-        return Ok(Verdict::Pass);
-    };
-    let name = graph.fresh(&format!("{}.shift", shift.output), None);
-    let shifted = floats_like(constant, &name, &shape(constant)?, &[b / a])?;
-    let exact =
-        scale.shift.is_zero() && one == 1.0 && a != 0.0 && doubles(&shifted)?.iter().all(|v| v.is_finite());
-    if !exact || graph.sole_consumer(shift.input) != Some(id) {
-        return Ok(Verdict::Pass);
-    }
-    let scales = vec![a; linear.input_channels()];
-    let edit = linear.with_input_affine(graph, &scales, &vec![0.0; scales.len()], shift.output)?;
-    let Some(mut patch) = edit else { return Ok(Verdict::Pass) };
-    patch.initializer(shifted);
-    patch.remove(before);
-    patch.replace(id, vec![node("Add", add.name(), &[scale.input, &name], &[shift.output])]);
-    Ok(Verdict::Edit(patch))
-}
-
-/// The affine node at `id`; `None` for another node; or why a BatchNormalization is none.
-fn affine<'m>(graph: &Graph<'m>, id: NodeId) -> Result<Result<Option<Affine<'m>>, String>> {
+/// The affine node at `id`; `None` for another node; or why it is none.
+pub(super) fn affine<'m>(graph: &Graph<'m>, id: NodeId) -> Result<Result<Option<Affine<'m>>, String>> {
     let node = graph.node(id);
-    match node.op_type() {
-        _ if !node.is(node.op_type()) => Ok(Ok(None)),
-        "BatchNormalization" => batch_norm(graph, id).map(|found| found.map(Some)),
-        "Mul" | "Div" | "Add" | "Sub" => arithmetic(graph, id).map(Ok),
-        _ => Ok(Ok(None)),
-    }
+    let found = match node.op_type() {
+        _ if !node.is(node.op_type()) => return Ok(Ok(None)),
+        "BatchNormalization" => batch_norm(graph, id)?.map(Some),
+        "Mul" | "Div" | "Add" | "Sub" => arithmetic(graph, id)?,
+        "Neg" => Ok(Some((&*node.input[0], uniform(-1.0, 0.0), false))),
+        _ => return Ok(Ok(None)),
+    };
+    Ok(found.and_then(|found| {
+        let Some((input, map, may_widen)) = found else { return Ok(None) };
+        if !map.scale.iter().chain(&map.shift).all(|v| v.is_finite()) {
+            return Err("its constants are not finite".to_owned());
+        }
+        Ok(Some(Affine { input, output: &node.output[0], map, may_widen }))
+    }))
 }
 
-fn batch_norm<'m>(graph: &Graph<'m>, id: NodeId) -> Result<Result<Affine<'m>, String>> {
+type Found<'m> = (&'m str, Diagonal, bool);
+
+fn uniform(scale: f64, shift: f64) -> Diagonal {
+    Diagonal { axis: None, scale: vec![scale], shift: vec![shift] }
+}
+
+fn batch_norm<'m>(graph: &Graph<'m>, id: NodeId) -> Result<Result<Found<'m>, String>> {
     let node = graph.node(id);
     let used = |output: &String| !graph.consumers(output).is_empty() || graph.is_observable(output);
     if node.int("training_mode", 0) != 0 || node.output.iter().skip(1).any(used) {
@@ -281,36 +165,188 @@ fn batch_norm<'m>(graph: &Graph<'m>, id: NodeId) -> Result<Result<Affine<'m>, St
     let epsilon = f64::from(node.float("epsilon", 1e-5));
     let scale: Vec<f64> = gamma.iter().zip(variance).map(|(&g, &v)| g / (v + epsilon).sqrt()).collect();
     let shift = beta.iter().zip(mean).zip(&scale).map(|((&b, &m), s)| b - m * s).collect();
-    let (Some(input), Some(output)) = (node.input.first(), node.output.first()) else {
-        return Ok(Err("it has no input or output".to_owned()));
-    };
-    Ok(Ok(Affine { input, output, scale: Factor::Channel(scale), shift: Factor::Channel(shift) }))
+    Ok(Ok((&node.input[0], Diagonal { axis: Some(Axis::Left(1)), scale, shift }, false)))
 }
 
-fn arithmetic<'m>(graph: &Graph<'m>, id: NodeId) -> Result<Option<Affine<'m>>> {
+fn arithmetic<'m>(graph: &Graph<'m>, id: NodeId) -> Result<Result<Option<Found<'m>>, String>> {
     let node = graph.node(id);
-    let [left, right] = node.input.as_slice() else { return Ok(None) };
-    let constant = |name: &str| graph.constant(name).filter(|t| is_float(t));
-    let (tensor, input, constant_first) = match (constant(left), constant(right)) {
-        (None, Some(tensor)) => (tensor, left, false),
-        (Some(tensor), None) => (tensor, right, true),
-        _ => return Ok(None),
+    let Some((tensor, input, constant_first)) = constant_operand(graph, node) else { return Ok(Ok(None)) };
+    let Some(axis) = varying_axis(&shape(tensor)?, known_rank(graph, input)) else {
+        return Ok(Err("its constant does not vary along the channels alone".to_owned()));
     };
-    let one = Factor::Neutral(1.0);
-    let zero = Factor::Neutral(0.0);
-    let value = |f: fn(f64) -> f64| factor(tensor, f);
+    let k = doubles(tensor)?;
+    let all = |value: f64| vec![value; k.len()];
+    let each = |f: fn(f64) -> f64| k.iter().map(|&v| f(v)).collect();
     let (scale, shift) = match (node.op_type(), constant_first) {
-        ("Mul", _) => (value(|k| k)?, zero),
-        ("Div", false) => (value(f64::recip)?, zero),
-        ("Add", _) => (one, value(|k| k)?),
-        ("Sub", false) => (one, value(|k| -k)?),
-        ("Sub", true) => (Factor::Neutral(-1.0), value(|k| k)?),
-        _ => return Ok(None),
+        ("Mul", _) => (k.clone(), all(0.0)),
+        ("Div", false) => (each(f64::recip), all(0.0)),
+        ("Add", _) => (all(1.0), k.clone()),
+        ("Sub", false) => (all(1.0), each(|k| -k)),
+        ("Sub", true) => (all(-1.0), k.clone()),
+        _ => return Ok(Ok(None)),
     };
-    let Some(output) = node.output.first() else { return Ok(None) };
-    Ok(Some(Affine { input, output, scale, shift }))
+    Ok(Ok(Some((input, Diagonal { axis, scale, shift }, axis.is_some()))))
 }
 
-fn factor(tensor: &TensorProto, f: fn(f64) -> f64) -> Result<Factor> {
-    Ok(Factor::Broadcast(doubles(tensor)?.into_iter().map(f).collect(), shape(tensor)?))
+/// The constant of an arithmetic node, its other operand, and whether the constant comes first.
+pub(super) fn constant_operand<'m>(
+    graph: &Graph<'m>,
+    node: &'m NodeProto,
+) -> Option<(&'m TensorProto, &'m str, bool)> {
+    let [left, right] = node.input.as_slice() else { return None };
+    let constant = |name: &str| graph.constant(name).filter(|t| is_float(t));
+    match (constant(left), constant(right)) {
+        (None, Some(tensor)) => Some((tensor, left, false)),
+        (Some(tensor), None) => Some((tensor, right, true)),
+        _ => None,
+    }
+}
+
+/// The one axis along which a constant of the shape `dims` varies, `Some(None)` for a single value, `None` if it varies
+/// along several or might give the data more axes.
+fn varying_axis(dims: &[usize], rank: Option<usize>) -> Option<Option<Axis>> {
+    // Everything that is not a scalar has a last axis; more must be known to be there.
+    if dims.len() > rank.unwrap_or(1) || dims.contains(&0) {
+        return None;
+    }
+    let mut wide = dims.iter().rev().enumerate().filter(|(_, d)| **d > 1);
+    match (wide.next(), wide.next()) {
+        (None, _) => Some(None),
+        (Some((from_last, _)), None) => Some(Some(Axis::Right(from_last).resolved(rank))),
+        _ => None,
+    }
+}
+
+/// Affine nodes one behind the other, each read by the next alone.
+pub(super) struct Chain<'m> {
+    /// Nodes from the last to the first.
+    pub nodes: Vec<NodeId>,
+    pub input: &'m str,
+    pub output: &'m str,
+    pub map: Diagonal,
+    /// Whether the input might have fewer channels than the map.
+    pub may_widen: bool,
+}
+
+impl<'m> Chain<'m> {
+    /// The longest chain that ends with `last`, the affine node `id`.
+    pub fn ending_with(graph: &Graph<'m>, id: NodeId, last: Affine<'m>) -> Result<Self> {
+        let Affine { input, output, map, may_widen } = last;
+        let mut chain = Self { nodes: vec![id], input, output, map, may_widen };
+        while let Some((before, earlier)) = before(graph, chain.nodes[chain.nodes.len() - 1], chain.input)? {
+            let Some(map) = earlier.map.then(&chain.map) else { break };
+            if earlier.map.axis.is_some() {
+                chain.may_widen = earlier.may_widen;
+            }
+            chain.nodes.push(before);
+            chain.input = earlier.input;
+            chain.map = map;
+        }
+        Ok(chain)
+    }
+
+    /// Whether the node behind `affine` makes a longer chain of it.
+    pub fn goes_on(graph: &Graph, affine: &Affine) -> Result<bool> {
+        let Some(next) = graph.sole_consumer(affine.output) else { return Ok(false) };
+        let next = self::affine(graph, next)?;
+        Ok(matches!(next, Ok(Some(next)) if affine.map.then(&next.map).is_some()))
+    }
+}
+
+/// The affine node that makes `value` for the node `reader` alone.
+fn before<'m>(graph: &Graph<'m>, reader: NodeId, value: &str) -> Result<Option<(NodeId, Affine<'m>)>> {
+    let Some(id) = graph.producer(value).filter(|_| graph.sole_consumer(value) == Some(reader)) else {
+        return Ok(None);
+    };
+    Ok(affine(graph, id)?.ok().flatten().map(|affine| (id, affine)))
+}
+
+/// Operators whose output has the shape of their input.
+const KEEPS_SHAPE: &[&str] = &[
+    "BatchNormalization",
+    "Cast",
+    "Clip",
+    "HardSigmoid",
+    "HardSwish",
+    "LeakyRelu",
+    "Neg",
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+];
+
+/// Operators on feature maps that keep the rank and the channels of axis 1.
+const KEEPS_CHANNELS: &[&str] = &["AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"];
+
+/// How far back [`known_rank`] and [`channel_count`] look.
+const STEPS: usize = 16;
+
+/// Number of axes of `value`: declared, or that of the operators that make it.
+pub(super) fn known_rank(graph: &Graph, value: &str) -> Option<usize> {
+    let (mut value, mut at_least) = (value, 0);
+    for _ in 0..STEPS {
+        if let Some(rank) = graph.rank(value) {
+            return Some(rank.max(at_least));
+        }
+        let node = graph.node(graph.producer(value)?);
+        if node.is("Conv") || node.is("ConvTranspose") {
+            return Some(graph.initializer(node.input_at(1)?)?.dims.len().max(at_least));
+        }
+        if node.is("Gemm") {
+            return Some(at_least.max(2));
+        }
+        let (input, broadcast) = origin(graph, node)?;
+        at_least = at_least.max(broadcast.len());
+        value = input;
+    }
+    None
+}
+
+/// Whether `value` is known to have so many channels, so that a constant of that many values cannot widen it.
+pub(super) fn has_channels(graph: &Graph, value: &str, channels: usize, axis: Axis) -> bool {
+    channel_count(graph, value, axis) == Some(channels)
+}
+
+/// Length of `value` along `axis`: declared, or that of the operators that make it.
+pub(super) fn channel_count(graph: &Graph, value: &str, axis: Axis) -> Option<usize> {
+    let rank = known_rank(graph, value);
+    let mut value = value;
+    for _ in 0..STEPS {
+        let dims = graph.dimensions(value).unwrap_or_default();
+        if let Some(Some(declared)) = axis.index(dims.len()).map(|index| dims[index]) {
+            return Some(declared);
+        }
+        let id = graph.producer(value)?;
+        let node = graph.node(id);
+        if let Ok(Some(linear)) = Linear::at(graph, id) {
+            return linear.channels_along(graph, axis);
+        }
+        let parameter =
+            |index| usize::try_from(graph.initializer(node.input_at(index)?)?.dims.first().copied()?).ok();
+        if node.is("BatchNormalization") && axis == Axis::Left(1) {
+            return parameter(1);
+        }
+        let (input, broadcast) = origin(graph, node)?;
+        // What a constant of a known shape lines up with has its length or one.
+        let index = match (axis, rank) {
+            _ if broadcast.iter().all(|&d| d == 1) => None,
+            (Axis::Right(from_last), _) => broadcast.len().checked_sub(1 + from_last),
+            (Axis::Left(axis), rank) => (axis + broadcast.len()).checked_sub(rank?),
+        };
+        match index.map(|index| broadcast[index]) {
+            None | Some(1) => value = input,
+            Some(length) => return usize::try_from(length).ok(),
+        }
+    }
+    None
+}
+
+/// The input that `node` keeps the rank and the channels of, up to broadcasting with a constant of the dimensions given.
+fn origin<'m>(graph: &Graph<'m>, node: &'m NodeProto) -> Option<(&'m str, &'m [i64])> {
+    if ["Add", "Div", "Mul", "Sub"].iter().any(|op_type| node.is(op_type)) {
+        let (constant, input, _) = constant_operand(graph, node)?;
+        return Some((input, &constant.dims));
+    }
+    let keeps = KEEPS_SHAPE.iter().chain(KEEPS_CHANNELS).any(|op_type| node.is(op_type));
+    keeps.then(|| (node.input[0].as_str(), [].as_slice()))
 }

@@ -8,7 +8,19 @@ use crate::ops::OPS;
 use crate::tensor::{floats, is_float};
 
 /// Operators that the rules look into, besides those with integer kernels.
-const READ_BY_RULES: &[&str] = &["BatchNormalization", "Div", "Dropout", "Gather", "Identity", "Sub"];
+const READ_BY_RULES: &[&str] = &[
+    "BatchNormalization",
+    "ConvTranspose",
+    "Div",
+    "Dropout",
+    "Gather",
+    "GlobalMaxPool",
+    "Identity",
+    "Neg",
+    "Pad",
+    "ReduceMean",
+    "Sub",
+];
 
 impl Graph<'_> {
     /// Checks that nodes stand behind the nodes they read from, and that the ones we rewrite have inputs and outputs.
