@@ -78,7 +78,7 @@ pub fn fold(model: &Model) -> Result<(Model, Vec<FoldRecord>)> {
                 records.extend(declined.into_values());
                 break;
             }
-            model = apply(&model, patch)?;
+            model = apply(model, patch)?;
         }
     }
     Ok((model, records))

@@ -1,5 +1,6 @@
 //! Opening and saving models. A [`Model`] is immutable from outside; a stage makes a new one from it.
 
+mod pieces;
 mod tensors;
 
 use std::collections::HashMap;
@@ -10,6 +11,7 @@ use std::path::{Component, Path};
 use bytes::Bytes;
 use prost::Message;
 
+use self::pieces::Pieces;
 use crate::error::{Error, Result};
 use crate::onnx::{GraphProto, ModelProto, OperatorSetIdProto, TensorProto};
 
@@ -148,7 +150,10 @@ impl Model {
     /// # Errors
     /// [`Error::Io`] when the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        write_atomically(path.as_ref(), &self.to_bytes()?)
+        self.encoded_len()?;
+        let mut pieces = Pieces::default();
+        self.proto.encode(&mut pieces).map_err(|e| Error::Model(e.to_string()))?;
+        write_atomically(path.as_ref(), pieces.finish())
     }
 }
 
@@ -157,18 +162,20 @@ pub fn is_default_domain(domain: &str) -> bool {
     matches!(domain, "" | "ai.onnx")
 }
 
-/// Replaces the file at `path` by `bytes`, wholly or not at all.
+/// Replaces the file at `path` by `pieces` one behind the other, wholly or not at all.
 ///
 /// # Errors
 /// [`Error::Io`], naming `path`.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_atomically<P: AsRef<[u8]>>(path: &Path, pieces: impl IntoIterator<Item = P>) -> Result<()> {
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
     let write = || -> std::io::Result<()> {
         let mut file = tempfile::Builder::new().prefix(".rustq-").tempfile_in(folder)?;
-        file.write_all(bytes)?;
+        for piece in pieces {
+            file.write_all(piece.as_ref())?;
+        }
         file.as_file().sync_all()?;
         keep_permissions(path, file.as_file())?;
         file.persist(path).map_err(|e| e.error)?;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use crate::error::Result;
 use crate::graph::{Graph, NodeId, subgraphs};
 use crate::model::Model;
-use crate::onnx::{NodeProto, TensorProto};
+use crate::onnx::{GraphProto, NodeProto, TensorProto};
 
 /// Changes to the main graph of one model, in terms of its node positions and value names.
 #[derive(Debug, Default)]
@@ -75,11 +75,12 @@ impl Patch {
 ///
 /// # Errors
 /// [`crate::Error::Model`] when the model has no graph.
-pub fn apply(model: &Model, mut patch: Patch) -> Result<Model> {
-    let mut proto = model.clone().into_proto();
+pub fn apply(model: Model, mut patch: Patch) -> Result<Model> {
+    let mut proto = model.into_proto();
     let graph = proto.graph.get_or_insert_default();
     let old = std::mem::take(&mut graph.node);
     let end = old.len();
+    graph.node.reserve(end);
     for (id, node) in old.into_iter().enumerate() {
         graph.node.extend(patch.insert.remove(&id).into_iter().flatten());
         match patch.replace.remove(&id) {
@@ -88,39 +89,57 @@ pub fn apply(model: &Model, mut patch: Patch) -> Result<Model> {
         }
     }
     graph.node.extend(patch.insert.remove(&end).into_iter().flatten());
-    for input in graph.node.iter_mut().flat_map(|n| &mut n.input) {
-        while let Some(to) = patch.shunt.get(input) {
-            input.clone_from(to);
+    if !patch.shunt.is_empty() {
+        for input in graph.node.iter_mut().flat_map(|n| &mut n.input) {
+            if let Some(to) = destination(&mut patch.shunt, input) {
+                *input = to;
+            }
         }
     }
     let new: HashSet<&str> = patch.initializers.iter().map(TensorProto::name).collect();
     graph.initializer.retain(|t| !new.contains(t.name()));
     let mut added = HashSet::new();
     graph.initializer.extend(patch.initializers.into_iter().filter(|t| added.insert(t.name().to_owned())));
-    drop_unused(&mut proto);
+    drop_unused(graph);
     Model::from_proto(proto)
 }
 
+/// Where the shunts that start at `from` lead in the end; later questions find it in one step.
+fn destination(shunt: &mut HashMap<String, String>, from: &str) -> Option<String> {
+    let mut last = shunt.get(from)?;
+    // As many steps as there are shunts, in case they lead in a circle.
+    for _ in 0..shunt.len() {
+        match shunt.get(last) {
+            Some(next) => last = next,
+            None => break,
+        }
+    }
+    let last = last.clone();
+    shunt.insert(from.to_owned(), last.clone());
+    Some(last)
+}
+
 /// Drops initializers that nothing reads and descriptions of values that nothing makes.
-fn drop_unused(proto: &mut crate::onnx::ModelProto) {
-    let graph = proto.graph.get_or_insert_default();
-    let mut used: HashSet<String> = HashSet::new();
-    for node in &graph.node {
-        used.extend(node.input.iter().chain(&node.output).filter(|v| !v.is_empty()).cloned());
-    }
+fn drop_unused(graph: &mut GraphProto) {
     let index = Graph::new(graph);
-    let keep: Vec<bool> = graph
-        .initializer
-        .iter()
-        .map(|t| used.contains(t.name()) || index.is_observable(t.name()) || index.is_input(t.name()))
-        .collect();
-    let mut keep = keep.into_iter();
-    graph.initializer.retain(|_| keep.next().unwrap_or(true));
-    graph.value_info.retain(|v| used.contains(v.name()));
+    let made_or_read = |name: &str| index.producer(name).is_some() || !index.consumers(name).is_empty();
+    let used = |name: &str| made_or_read(name) || index.is_observable(name) || index.is_input(name);
+    let kept: Vec<bool> = graph.initializer.iter().map(|t| used(t.name())).collect();
+    let described: Vec<bool> = graph.value_info.iter().map(|v| made_or_read(v.name())).collect();
+    let annotated: Vec<bool> =
+        graph.quantization_annotation.iter().map(|a| made_or_read(a.tensor_name())).collect();
     let has_bodies = graph.node.iter().flat_map(|n| &n.attribute).flat_map(subgraphs).next().is_some();
+    retain(&mut graph.initializer, &kept);
+    retain(&mut graph.value_info, &described);
     if !has_bodies {
-        graph.quantization_annotation.retain(|a| used.contains(a.tensor_name()));
+        retain(&mut graph.quantization_annotation, &annotated);
     }
+}
+
+/// Keeps the items whose place says so.
+fn retain<T>(items: &mut Vec<T>, keep: &[bool]) {
+    let mut keep = keep.iter();
+    items.retain(|_| *keep.next().unwrap_or(&true));
 }
 
 /// A node of the default domain.

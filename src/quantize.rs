@@ -116,7 +116,7 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
     };
     let (mut layers, notes) = (decisions.layers(), decisions.notes());
     layers.extend(embeddings(&graph, &options.exclude, &mut emitted.names, &mut emitted.patch)?);
-    Ok(Quantized { model: apply(model, emitted.patch)?, layers: in_order(layers), notes })
+    Ok(Quantized { model: apply(model.clone(), emitted.patch)?, layers: in_order(layers), notes })
 }
 
 fn in_order(mut layers: Vec<(NodeId, LayerRecord)>) -> Vec<LayerRecord> {

@@ -40,7 +40,7 @@ pub fn quantize_dynamic(model: &Model, per_channel: bool, exclude: &HashSet<Stri
         layers.push((id, LayerRecord { quantized, weight_sqnr_db, ..layer }));
     }
     layers.extend(super::embeddings(&graph, exclude, &mut writer.names, &mut writer.patch)?);
-    Ok(Quantized { model: apply(model, writer.patch)?, layers: in_order(layers), notes: Vec::new() })
+    Ok(Quantized { model: apply(model.clone(), writer.patch)?, layers: in_order(layers), notes: Vec::new() })
 }
 
 /// Why convolutions stay float.
