@@ -1,10 +1,14 @@
 //! `TensorProto` ⇄ typed values, with every length checked against the dimensions before anything is allocated.
 
+mod scale;
+
 use bytes::Bytes;
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
 use crate::onnx::TensorProto;
+
+pub use self::scale::scaled;
 
 /// `TensorProto.DataType`, the types this crate computes with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,80 +203,6 @@ pub fn floats_like(like: &TensorProto, name: &str, dims: &[usize], values: &[f64
             return Err(Error::tensor(like.name(), reason));
         }
     })
-}
-
-/// Floating-point types whose tensors can be scaled.
-trait Real: Sized {
-    /// Scales `source` run by run into `target`, both little-endian; whether all results are finite.
-    fn scale(source: &[u8], target: &mut [u8], run: usize, factor: impl Fn(usize) -> f64) -> bool;
-}
-
-macro_rules! real {
-    ($($type:ty, $to_double:expr, $from_double:expr);*) => {$(
-        impl Real for $type {
-            fn scale(source: &[u8], target: &mut [u8], run: usize, factor: impl Fn(usize) -> f64) -> bool {
-                const SIZE: usize = size_of::<$type>();
-                let (source, target) = (source.as_chunks::<SIZE>().0, target.as_chunks_mut::<SIZE>().0);
-                let mut finite = true;
-                for (i, (from, to)) in source.chunks(run).zip(target.chunks_mut(run)).enumerate() {
-                    let factor = factor(i);
-                    for (from, to) in from.iter().zip(to) {
-                        let scaled: $type = $from_double($to_double(<$type>::from_le_bytes(*from)) * factor);
-                        finite &= scaled.is_finite();
-                        *to = scaled.to_le_bytes();
-                    }
-                }
-                finite
-            }
-        }
-    )*};
-}
-real!(
-    f32, f64::from, |v: f64| v as f32;
-    f64, |v: f64| v, |v: f64| v;
-    f16, f16::to_f64, f16::from_f64;
-    bf16, bf16::to_f64, bf16::from_f64
-);
-
-/// A floating-point tensor under a new name, element i multiplied by `factor(i / run)` in float64 and rounded once; `None`
-/// if a result is not finite.
-///
-/// # Errors
-/// As [`floats`].
-pub fn scaled(
-    tensor: &TensorProto,
-    name: &str,
-    run: usize,
-    factor: impl Fn(usize) -> f64,
-) -> Result<Option<TensorProto>> {
-    let count = element_count(tensor)?;
-    let source = match &tensor.raw_data {
-        Some(raw) if !raw.is_empty() => raw.clone(),
-        _ => floats_like(tensor, name, &[count], &doubles(tensor)?)?.raw_data.unwrap_or_default(),
-    };
-    let scale = match tensor.data_type() {
-        t if t == DataType::Float as i32 => f32::scale,
-        t if t == DataType::Double as i32 => f64::scale,
-        t if t == DataType::Float16 as i32 => f16::scale,
-        t if t == DataType::Bfloat16 as i32 => bf16::scale,
-        t => {
-            return Err(Error::tensor(
-                tensor.name(),
-                format!("expected floating-point values, found data type {t}"),
-            ));
-        }
-    };
-    let mut target = vec![0; source.len()];
-    if !is_filled(tensor) || !scale(&source, &mut target, run.max(1), factor) {
-        return Ok(None);
-    }
-    Ok(Some(TensorProto {
-        dims: tensor.dims.clone(),
-        data_type: tensor.data_type,
-        name: Some(name.to_owned()),
-        raw_data: Some(Bytes::from(target)),
-        ..TensorProto::default()
-    }))
 }
 
 #[cfg(test)]

@@ -207,7 +207,7 @@ impl<'m> Linear<'m> {
     }
 
     /// How the channels of one side lie in the weights: runs of this many elements, and the channel of each run.
-    fn chunks(&self, side: Side) -> (usize, Box<dyn Fn(usize) -> usize>) {
+    fn chunks(&self, side: Side) -> (usize, Box<dyn Fn(usize) -> usize + Sync>) {
         let behind = |axis: usize| self.dims[axis + 1..].iter().product::<usize>().max(1);
         let (rows, columns) = (self.dims[self.dims.len() - 2], self.dims[self.dims.len() - 1]);
         let (second, per_group) = (self.dims[1], (self.dims[0] / self.groups()).max(1));

@@ -80,7 +80,7 @@ impl PyCalibration {
 
     /// Writes the file, wholly or not at all.
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        Ok(py.detach(|| write_atomically(&path, [self.0.to_bytes()]))?)
+        Ok(py.detach(|| write_atomically(&path, &[self.0.to_bytes()]))?)
     }
 
     #[staticmethod]
