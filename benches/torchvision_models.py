@@ -1,4 +1,4 @@
-"""torchvision's networks as ONNX files, BatchNormalization kept, with random weights and random running statistics.
+"""torchvision's networks as ONNX files: BatchNormalization kept, random weights and statistics.
 
     python benches/torchvision_models.py FOLDER [NAME ...]
 
@@ -30,7 +30,7 @@ OPSET = 17
 
 
 def unet() -> Any:
-    """Two levels down, two levels up: ConvTranspose and BatchNormalization, skips by concatenation."""
+    """Two levels down, two up: ConvTranspose and BatchNormalization, skips by concatenation."""
     import torch
     from torch import nn
 

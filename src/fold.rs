@@ -7,6 +7,7 @@ mod absorb;
 pub(crate) mod activations;
 mod affine;
 mod constants;
+pub mod evidence;
 mod linear;
 mod no_ops;
 mod passage;
@@ -35,7 +36,12 @@ type Rule = fn(&Graph, NodeId) -> Result<Verdict>;
 ///
 /// Activations are put together before anything takes a constant out of them.
 const STAGES: &[&[(&str, Rule)]] = &[
-    &[("constant node to initializer", constants::constant), ("view of a constant", constants::view)],
+    &[
+        ("constant node to initializer", constants::constant),
+        ("view of a constant", constants::view),
+        ("transposed constant", constants::transpose),
+        ("known shape", constants::known_shape),
+    ],
     &[("drop no-op", no_ops::no_op), ("put hard-sigmoid together", activations::hard_sigmoid)],
     &[("fold into weights", absorb::absorb)],
 ];

@@ -1,6 +1,8 @@
 //! `TensorProto` ⇄ typed values, with every length checked against the dimensions before anything is allocated.
 
+mod memory;
 mod scale;
+mod transpose;
 
 use bytes::Bytes;
 use half::{bf16, f16};
@@ -8,7 +10,9 @@ use half::{bf16, f16};
 use crate::error::{Error, Result};
 use crate::onnx::TensorProto;
 
+use self::memory::Memory;
 pub use self::scale::scaled;
+pub use self::transpose::transposed;
 
 /// `TensorProto.DataType`, the types this crate computes with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

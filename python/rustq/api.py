@@ -10,6 +10,7 @@ from rustq.calibration import Calibration
 from rustq.config import QuantConfig
 from rustq.conversion import at_least, inlined
 from rustq.errors import UnsupportedError
+from rustq.folding import FoldedModel, folded
 from rustq.model import Model, QuantizedModel, core_of
 from rustq.progress import Progress, reporting
 
@@ -42,18 +43,22 @@ def load(model: Any) -> Model:
 as_model = load
 
 
-def fold(model: Any) -> Model:
+def fold(model: Any) -> FoldedModel:
     """Simplifies a model without changing what it computes.
 
     BatchNormalization and chains of constant Mul, Div, Add and Sub disappear into the weights of
-    Conv, ConvTranspose, Gemm and MatMul; Constant nodes become initializers; no-ops go away.
+    Conv, ConvTranspose, Gemm and MatMul, also past pooling, concatenation and the like; what can be
+    computed beforehand is; no-ops go away. Inputs, outputs, metadata and operator sets stay.
+
+    Returns:
+        The new model. Its `folding` lists the nodes that are gone, and those that were looked
+        at and stayed, with the reason.
 
     Raises:
         OSError: the file cannot be read.
         ModelError: it is not an ONNX model.
     """
-    folded, _ = core_of(model).fold()
-    return Model(folded)
+    return folded(core_of(model))
 
 
 def calibrate(
@@ -205,12 +210,12 @@ def _prepare(source: _rustq.Model) -> tuple[_rustq.Model, list[str]]:
             f"the file has {source.undeclared_bytes} bytes that this version of rustq does not"
             " know and did not keep"
         )
-    folded, _ = inlined(source).fold()
-    folded.check_weights()
-    converted, reason = at_least(folded, _rustq.MINIMUM_OPSET)
+    simple = folded(inlined(source))._core
+    simple.check_weights()
+    converted, reason = at_least(simple, _rustq.MINIMUM_OPSET)
     if reason:
         notes.append(reason)
-    return converted.fold()[0] if converted is not folded else folded, notes
+    return folded(converted)._core if converted is not simple else simple, notes
 
 
 def _observed(

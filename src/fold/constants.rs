@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::onnx::{AttributeProto, TensorProto};
 use crate::patch::Patch;
-use crate::tensor::{element_count, integers, shape, tensor};
+use crate::tensor::{element_count, integers, shape, tensor, transposed};
 
 /// The rule.
 pub(super) fn constant(graph: &Graph, id: NodeId) -> Result<Verdict> {
@@ -37,6 +37,41 @@ fn as_tensor(attribute: &AttributeProto, name: &str) -> Option<TensorProto> {
     })
 }
 
+/// The rule for the `Shape` or `Size` of a value whose dimensions are all fixed (Shape-15: from `start` to `end`).
+pub(super) fn known_shape(graph: &Graph, id: NodeId) -> Result<Verdict> {
+    let node = graph.node(id);
+    if !node.is("Shape") && !node.is("Size") {
+        return Ok(Verdict::Pass);
+    }
+    let (Some(input), Some(output)) = (node.input_at(0), node.output.first()) else {
+        return Ok(Verdict::Pass);
+    };
+    let fixed = |dims: Vec<Option<usize>>| dims.into_iter().map(|d| i64::try_from(d?).ok()).collect();
+    let dims: Option<Vec<i64>> = match graph.constant(input) {
+        Some(tensor) => Some(tensor.dims.clone()),
+        None => graph.dimensions(input).and_then(fixed),
+    };
+    let Some(dims) = dims.filter(|_| !graph.is_output(output)) else { return Ok(Verdict::Pass) };
+    let value = if node.is("Size") {
+        let Some(size) = dims.iter().try_fold(1_i64, |n, &d| n.checked_mul(d)) else {
+            return Ok(Verdict::Pass);
+        };
+        tensor(output, &[], &[size])
+    } else {
+        let rank = dims.len() as i64;
+        let index = |name, default| {
+            let index = node.int(name, default);
+            (if index < 0 { index.saturating_add(rank) } else { index }).clamp(0, rank) as usize
+        };
+        let part = dims.get(index("start", 0)..index("end", rank)).unwrap_or_default();
+        tensor(output, &[part.len()], part)
+    };
+    let mut patch = Patch::default();
+    patch.remove(id);
+    patch.initializer(value);
+    Ok(Verdict::Edit(patch))
+}
+
 /// The rule for a `Reshape` or `Unsqueeze` of a constant: the same data with other dimensions.
 pub(super) fn view(graph: &Graph, id: NodeId) -> Result<Verdict> {
     let node = graph.node(id);
@@ -52,6 +87,25 @@ pub(super) fn view(graph: &Graph, id: NodeId) -> Result<Verdict> {
     let mut patch = Patch::default();
     patch.remove(id);
     patch.initializer(TensorProto { name: Some(output.clone()), dims, ..constant.clone() });
+    Ok(Verdict::Edit(patch))
+}
+
+/// The rule for a `Transpose` of a constant, the way the weights of other layouts arrive.
+pub(super) fn transpose(graph: &Graph, id: NodeId) -> Result<Verdict> {
+    let node = graph.node(id);
+    let constant = node.input_at(0).filter(|_| node.is("Transpose")).and_then(|name| graph.constant(name));
+    let Some(constant) = constant.filter(|_| !graph.is_output(&node.output[0])) else {
+        return Ok(Verdict::Pass);
+    };
+    let perm: Option<Vec<usize>> = match node.attribute("perm") {
+        Some(perm) => perm.ints.iter().map(|&axis| usize::try_from(axis).ok()).collect(),
+        None => Some((0..constant.dims.len()).rev().collect()),
+    };
+    let Some(perm) = perm else { return Ok(Verdict::Pass) };
+    let Some(value) = transposed(constant, &node.output[0], &perm)? else { return Ok(Verdict::Pass) };
+    let mut patch = Patch::default();
+    patch.remove(id);
+    patch.initializer(value);
     Ok(Verdict::Edit(patch))
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::fold::fold;
+use crate::fold::{evidence, fold};
 use crate::graph::{Graph, NodeExt};
 use crate::model::Model;
 use crate::onnx::{TensorShapeDimension, ValueInfoProto};
@@ -66,6 +66,31 @@ impl PyModel {
             Ok(dict)
         });
         Ok((Self(model), records.collect::<PyResult<_>>()?))
+    }
+
+    /// Whether `fold` could do more if it knew shapes or what constant nodes compute.
+    fn wants_evidence(&self, py: Python<'_>) -> bool {
+        py.detach(|| evidence::wants_evidence(&self.0))
+    }
+
+    /// The model without the data of its large weights, to infer shapes from.
+    fn skeleton(&self) -> PyResult<Self> {
+        Ok(Self(evidence::skeleton(&self.0)?))
+    }
+
+    /// The model with the descriptions of values of `other`.
+    fn with_values_of(&self, other: &Self) -> PyResult<Self> {
+        Ok(Self(evidence::with_values_of(&self.0, &other.0)?))
+    }
+
+    /// The nodes that compute with constants alone, as a model; `None` if there are none.
+    fn constant_part(&self) -> PyResult<Option<Self>> {
+        Ok(evidence::constant_part(&self.0)?.map(Self))
+    }
+
+    /// The model with the initializers of `values` in the place of the nodes that compute them.
+    fn with_constants(&self, values: &Self) -> PyResult<Self> {
+        Ok(Self(evidence::with_constants(&self.0, &values.0)?))
     }
 
     /// Fails when weights are not finite, naming them.

@@ -2,21 +2,16 @@
 
 use std::convert::identity;
 
-use bytes::Bytes;
 use half::{bf16, f16};
-use memmap2::MmapMut;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::{DataType, doubles, element_count, floats_like, is_filled};
+use super::{DataType, Memory, doubles, element_count, floats_like, is_filled};
 use crate::error::{Error, Result};
 use crate::onnx::TensorProto;
 
 /// Bytes that one thread takes at a time.
 const BLOCK: usize = 1 << 18;
-
-/// From this size on, memory comes in huge pages where the system has them: it is touched for the first time here.
-const HUGE: usize = 1 << 20;
 
 /// A floating-point tensor under a new name, element i multiplied by `factor(i / run)` in float64 and rounded once; `None`
 /// if a result is not finite.
@@ -89,40 +84,4 @@ scale!(
 
 fn narrow(value: f64) -> f32 {
     value as f32
-}
-
-/// Memory for the values of one tensor.
-enum Memory {
-    Small(Vec<u8>),
-    Large(MmapMut),
-}
-
-impl Memory {
-    fn zeroed(size: usize) -> Self {
-        let mapped = (size >= HUGE).then(|| MmapMut::map_anon(size).ok()).flatten();
-        match mapped {
-            Some(map) => {
-                #[cfg(target_os = "linux")]
-                let _ = map.advise(memmap2::Advice::HugePage);
-                Self::Large(map)
-            }
-            None => Self::Small(vec![0; size]),
-        }
-    }
-
-    fn as_mut(&mut self) -> &mut [u8] {
-        match self {
-            Self::Small(bytes) => bytes,
-            Self::Large(map) => map,
-        }
-    }
-}
-
-impl From<Memory> for Bytes {
-    fn from(memory: Memory) -> Self {
-        match memory {
-            Memory::Small(bytes) => bytes.into(),
-            Memory::Large(map) => Self::from_owner(map),
-        }
-    }
 }

@@ -1,0 +1,161 @@
+"""Folding, with what onnx and ONNX Runtime can find out about a graph.
+
+The rules are native. Two things are asked of others, and only where they can help: shapes of
+values, which onnx infers, and what nodes with constant inputs compute, which ONNX Runtime
+evaluates, so that the constants are those the model would have computed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rustq import _rustq
+from rustq.model import Model
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["FoldRecord", "FoldedModel", "folded"]
+
+ROUNDS = 8
+"""Shapes that follow from constants that follow from shapes: how often."""
+
+LIMIT = 1 << 26
+"""Bytes that computed constants may take."""
+
+
+@dataclass(frozen=True)
+class FoldRecord:
+    """One node that folding removed, or looked at and left.
+
+    Attributes:
+        node: its name, or its first output where it has none.
+        op_type: its operator.
+        rule: what removed it, or would have.
+        declined: why it stayed; `None` when it is gone.
+    """
+
+    node: str
+    op_type: str
+    rule: str
+    declined: str | None
+
+
+class FoldedModel(Model):
+    """A folded model, and what was done to it.
+
+    Attributes:
+        folding: the nodes that are gone, and those that stayed with the reason.
+    """
+
+    def __init__(self, core: _rustq.Model, folding: tuple[FoldRecord, ...]) -> None:
+        super().__init__(core)
+        self.folding = folding
+
+
+def folded(core: _rustq.Model) -> FoldedModel:
+    """`core` folded as far as shapes and constants allow.
+
+    Raises:
+        ModelError: the model is inconsistent.
+    """
+    computes_shapes = not {"Shape", "Size"}.isdisjoint(core.op_counts)
+    # What a file says of its values may be stale; only inferred shapes may become constants.
+    model, records = (core.with_values_of(core.skeleton()) if computes_shapes else core).fold()
+    if model.wants_evidence():
+        for _ in range(ROUNDS):
+            informed = _with_computed_constants(_with_inferred_shapes(model))
+            folded, found = informed.fold()
+            records = [r for r in records if r["declined"] is None] + found
+            changed = folded.nodes != model.nodes
+            model = folded
+            if not changed:
+                break
+        model = model.with_values_of(core)
+    return FoldedModel(model, tuple(FoldRecord(**record) for record in records))
+
+
+def _with_inferred_shapes(model: _rustq.Model) -> _rustq.Model:
+    """`model` describing its values as onnx infers them; not at all if onnx cannot."""
+    import onnx
+
+    skeleton = model.skeleton()
+    try:
+        proto = onnx.load_model_from_string(skeleton.to_bytes())
+        inferred = onnx.shape_inference.infer_shapes(proto)
+    except Exception:  # onnx raises several errors without a base class; all mean the same here
+        return model.with_values_of(skeleton)
+    return model.with_values_of(_rustq.Model.from_bytes(inferred.SerializeToString()))
+
+
+def _with_computed_constants(model: _rustq.Model) -> _rustq.Model:
+    """`model` with constants in the place of the nodes that compute them, within `LIMIT`."""
+    part = model.constant_part()
+    if part is None:
+        return model
+    import onnx
+
+    try:
+        proto = onnx.load_model_from_string(part.to_bytes())
+        _keep_bounded(proto)
+        values = _evaluated(proto) if proto.graph.node else []
+    except Exception:  # an operator without a kernel, or inconsistent attributes: the nodes stay
+        return model
+    if not values:
+        return model
+    del proto.graph.node[:], proto.graph.output[:], proto.graph.initializer[:]
+    proto.graph.initializer.extend(values)
+    return model.with_constants(_rustq.Model.from_bytes(proto.SerializeToString()))
+
+
+def _keep_bounded(proto: onnx.ModelProto) -> None:
+    """Drops the nodes whose results might exceed `LIMIT`, and what depends on them."""
+    import onnx
+
+    graph = proto.graph
+    read = {value.name for value in graph.output}
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    sizes = {value.name: _size(value) for value in (*inferred.value_info, *inferred.output)}
+    kept, left = [], LIMIT
+    known = {tensor.name for tensor in graph.initializer} | {""}
+    for node in graph.node:
+        size = sum(sizes.get(name, math.inf) for name in node.output if name)
+        if size <= left and known.issuperset(node.input):
+            left -= int(size)
+            known.update(node.output)
+            kept.append(node)
+        else:
+            read.update(node.input)
+    del graph.node[:], graph.output[:]
+    graph.node.extend(kept)
+    made = [name for node in kept for name in node.output if name in read]
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+
+
+def _size(value: onnx.ValueInfoProto) -> float:
+    """Bytes of a value, infinite if they are not known."""
+    kind = value.type.tensor_type
+    dims = kind.shape.dim
+    if not kind.HasField("shape") or not all(dim.HasField("dim_value") for dim in dims):
+        return math.inf
+    return 8.0 * float(math.prod(dim.dim_value for dim in dims))
+
+
+def _evaluated(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    import onnxruntime
+    from onnx import numpy_helper
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session: Any = onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [value.name for value in proto.graph.output]
+    return [
+        numpy_helper.from_array(array, name)
+        for name, array in zip(names, session.run(names, {}), strict=True)
+    ]

@@ -1,0 +1,179 @@
+//! What folding has others find out: the shapes of values, and what constant parts of a graph compute.
+//!
+//! Folding itself knows neither the shape rule nor the kernel of every operator. A [`skeleton`] is small enough to have shapes
+//! inferred in no time; a [`constant_part`] is a model of its own that anything that runs ONNX can evaluate.
+
+use std::collections::HashSet;
+
+use crate::error::Result;
+use crate::graph::{Graph, NodeExt, NodeId, subgraphs};
+use crate::model::Model;
+use crate::onnx::{
+    GraphProto, TensorProto, TensorShapeDimension, TensorShapeProto, TypeProto, TypeTensor, ValueInfoProto,
+};
+use crate::patch::{Patch, apply};
+
+/// Initializers up to this size stay in a skeleton: the shapes and axes that other shapes follow from.
+const SMALL: usize = 1 << 10;
+
+/// Weights beyond this size are not handed to anyone for evaluation.
+const LARGE: usize = 1 << 26;
+
+/// Operators that rules understand better when they know shapes, or that compute with shapes.
+const SHAPED: &[&str] =
+    &["Cast", "Expand", "Reshape", "Shape", "Size", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"];
+
+/// Operators that are not evaluated although their inputs are constants: what they are is the point of them, or they draw
+/// random numbers.
+const KEPT: &[&str] = &[
+    "Bernoulli",
+    "Constant",
+    "DequantizeLinear",
+    "Multinomial",
+    "QuantizeLinear",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+];
+
+/// Whether more could be folded with evidence.
+pub fn wants_evidence(model: &Model) -> bool {
+    let graph = Graph::new(model.graph());
+    let shaped = |id: NodeId| SHAPED.iter().any(|op_type| graph.node(id).is(op_type));
+    let biased = |id: NodeId| {
+        let node = graph.node(id);
+        let reader = node.output.first().and_then(|output| graph.sole_consumer(output));
+        node.is("MatMul") && reader.is_some_and(|reader| graph.node(reader).is("Add"))
+    };
+    (0..graph.nodes().len()).any(|id| shaped(id) || biased(id)) || !constant_nodes(&graph).is_empty()
+}
+
+/// `model` without the data of its large initializers, which become inputs, and without what it says of shapes.
+///
+/// # Errors
+/// [`crate::Error::Model`] when the model has no graph.
+pub fn skeleton(model: &Model) -> Result<Model> {
+    let mut proto = model.clone().into_proto();
+    let graph = proto.graph.get_or_insert_default();
+    let declared: HashSet<String> = graph.input.iter().map(|input| input.name().to_owned()).collect();
+    let (small, large): (Vec<_>, Vec<_>) = std::mem::take(&mut graph.initializer)
+        .into_iter()
+        .partition(|tensor| prost::Message::encoded_len(tensor) <= SMALL);
+    graph.initializer = small;
+    graph.input.extend(large.iter().filter(|tensor| !declared.contains(tensor.name())).map(declaration));
+    graph.value_info.clear();
+    Model::from_proto(proto)
+}
+
+/// `model` with the descriptions of values of `other`, as far as it has the values.
+///
+/// # Errors
+/// [`crate::Error::Model`] when the model has no graph.
+pub fn with_values_of(model: &Model, other: &Model) -> Result<Model> {
+    let mut proto = model.clone().into_proto();
+    let graph = proto.graph.get_or_insert_default();
+    let made: HashSet<&str> = graph.node.iter().flat_map(|node| &node.output).map(String::as_str).collect();
+    let values = other.graph().value_info.iter().filter(|value| made.contains(value.name())).cloned();
+    graph.value_info = values.collect();
+    Model::from_proto(proto)
+}
+
+/// The nodes of `model` that compute with constants alone, as a model whose outputs are what other nodes read of them.
+///
+/// # Errors
+/// [`crate::Error::Model`] when the model has no graph.
+pub fn constant_part(model: &Model) -> Result<Option<Model>> {
+    let graph = Graph::new(model.graph());
+    let nodes = constant_nodes(&graph);
+    if nodes.is_empty() {
+        return Ok(None);
+    }
+    let inside: HashSet<NodeId> = nodes.iter().copied().collect();
+    let leaves = |value: &&String| {
+        graph.is_observable(value) || graph.consumers(value).iter().any(|id| !inside.contains(id))
+    };
+    let outputs = nodes.iter().flat_map(|&id| &graph.node(id).output).filter(leaves);
+    let read: HashSet<&str> =
+        nodes.iter().flat_map(|&id| &graph.node(id).input).map(String::as_str).collect();
+    let mut proto = model.clone().into_proto();
+    proto.functions.clear();
+    proto.graph = Some(GraphProto {
+        name: Some("constants".to_owned()),
+        node: nodes.iter().map(|&id| graph.node(id).clone()).collect(),
+        initializer: model.graph().initializer.iter().filter(|t| read.contains(t.name())).cloned().collect(),
+        output: outputs
+            .map(|name| ValueInfoProto { name: Some(name.clone()), ..ValueInfoProto::default() })
+            .collect(),
+        ..GraphProto::default()
+    });
+    Model::from_proto(proto).map(Some)
+}
+
+/// `model` with the initializers of `values` in the place of the nodes that compute them, and without the nodes that nothing
+/// reads then.
+///
+/// # Errors
+/// [`crate::Error::Model`] when the model has no graph.
+pub fn with_constants(model: &Model, values: &Model) -> Result<Model> {
+    let graph = Graph::new(model.graph());
+    let known: HashSet<&str> = values.graph().initializer.iter().map(TensorProto::name).collect();
+    let mut gone = HashSet::new();
+    for id in constant_nodes(&graph).into_iter().rev() {
+        let unread = |value: &str| {
+            !graph.is_observable(value) && graph.consumers(value).iter().all(|id| gone.contains(id))
+        };
+        let outputs = &graph.node(id).output;
+        if outputs.iter().all(|output| output.is_empty() || known.contains(output.as_str()) || unread(output))
+        {
+            gone.insert(id);
+        }
+    }
+    let mut patch = Patch::default();
+    for &id in &gone {
+        patch.remove(id);
+    }
+    for tensor in &values.graph().initializer {
+        let made_by = graph.producer(tensor.name());
+        if made_by.is_some_and(|id| gone.contains(&id)) {
+            patch.initializer(tensor.clone());
+        }
+    }
+    apply(model.clone(), patch)
+}
+
+/// Nodes, in order, all of whose inputs are constants or come from such nodes. Those that make graph outputs stay nodes.
+fn constant_nodes(graph: &Graph) -> Vec<NodeId> {
+    let mut constants: HashSet<&str> = HashSet::new();
+    let mut nodes = Vec::new();
+    for (id, node) in graph.nodes().iter().enumerate() {
+        let known = |name: &String| {
+            let small = |tensor: &TensorProto| prost::Message::encoded_len(tensor) <= LARGE;
+            name.is_empty() || constants.contains(name.as_str()) || graph.constant(name).is_some_and(small)
+        };
+        let plain = node.is(node.op_type())
+            && !KEPT.iter().any(|op_type| node.is(op_type))
+            && node.attribute.iter().flat_map(subgraphs).next().is_none();
+        let free = node.output.iter().all(|output| !graph.is_output(output));
+        if plain && free && !node.input.is_empty() && node.input.iter().all(known) {
+            constants.extend(node.output.iter().map(String::as_str));
+            nodes.push(id);
+        }
+    }
+    nodes
+}
+
+/// A tensor's name, type and shape.
+fn declaration(tensor: &TensorProto) -> ValueInfoProto {
+    let dimension =
+        |&value: &i64| TensorShapeDimension { dim_value: Some(value), ..TensorShapeDimension::default() };
+    let tensor_type = TypeTensor {
+        elem_type: tensor.data_type,
+        shape: Some(TensorShapeProto { dim: tensor.dims.iter().map(dimension).collect() }),
+    };
+    ValueInfoProto {
+        name: tensor.name.clone(),
+        r#type: Some(TypeProto { tensor_type: Some(tensor_type), ..TypeProto::default() }),
+        ..ValueInfoProto::default()
+    }
+}
