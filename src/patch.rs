@@ -1,6 +1,6 @@
 //! The one way to edit a model: a [`Patch`] says what changes, [`apply`] changes it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::error::Result;
 use crate::graph::{Graph, NodeId, subgraphs};
@@ -13,6 +13,7 @@ pub struct Patch {
     /// Nodes to drop, replace or put something before: each position stands for the nodes listed.
     replace: BTreeMap<NodeId, Vec<NodeProto>>,
     insert: BTreeMap<NodeId, Vec<NodeProto>>,
+    relies_on: BTreeSet<NodeId>,
     shunt: HashMap<String, String>,
     initializers: Vec<TensorProto>,
 }
@@ -36,6 +37,11 @@ impl Patch {
         self.replace.insert(id, nodes);
     }
 
+    /// Makes sure that node `id` stays as it is, with all that it reads.
+    pub fn rely_on(&mut self, id: NodeId) {
+        self.relies_on.insert(id);
+    }
+
     /// Puts `node` right before the position `id`; the number of nodes means the end.
     pub fn insert(&mut self, id: NodeId, node: NodeProto) {
         self.insert.entry(id).or_default().push(node);
@@ -51,11 +57,14 @@ impl Patch {
         self.initializers.push(tensor);
     }
 
-    /// Takes over the changes of `other`, if the two touch different nodes.
+    /// Takes over the changes of `other`, if the two touch different nodes and neither touches what the other relies on.
     pub fn absorb(&mut self, other: Patch) -> bool {
-        if other.replace.keys().any(|id| self.replace.contains_key(id)) {
+        let touched = |id| self.replace.contains_key(id) || self.relies_on.contains(id);
+        if other.replace.keys().any(touched) || other.relies_on.iter().any(|id| self.replace.contains_key(id))
+        {
             return false;
         }
+        self.relies_on.extend(other.relies_on);
         self.replace.extend(other.replace);
         for (id, nodes) in other.insert {
             self.insert.entry(id).or_default().extend(nodes);
@@ -84,8 +93,8 @@ pub fn apply(model: &Model, mut patch: Patch) -> Result<Model> {
     }
     graph.node.extend(patch.insert.remove(&end).into_iter().flatten());
     for input in graph.node.iter_mut().flat_map(|n| &mut n.input) {
-        while let Some(to) = patch.shunt.get(input) {
-            input.clone_from(to);
+        if let Some(source) = source(&mut patch.shunt, input) {
+            *input = source;
         }
     }
     let new: HashSet<&str> = patch.initializers.iter().map(TensorProto::name).collect();
@@ -94,6 +103,19 @@ pub fn apply(model: &Model, mut patch: Patch) -> Result<Model> {
     graph.initializer.extend(patch.initializers.into_iter().filter(|t| added.insert(t.name().to_owned())));
     drop_unused(&mut proto);
     Model::from_proto(proto)
+}
+
+/// What `value` ends up as. Every step on the way then leads straight there, so that a long chain is walked once.
+fn source(shunt: &mut HashMap<String, String>, value: &str) -> Option<String> {
+    let mut end = shunt.get(value)?.clone();
+    let mut way = vec![value.to_owned()];
+    while let Some(to) = shunt.get(&end).filter(|_| way.len() < shunt.len()).cloned() {
+        way.push(std::mem::replace(&mut end, to));
+    }
+    for step in way {
+        shunt.insert(step, end.clone());
+    }
+    Some(end)
 }
 
 /// Drops initializers that nothing reads and descriptions of values that nothing makes.
@@ -142,6 +164,16 @@ pub fn int_attribute(name: &str, value: i64) -> crate::onnx::AttributeProto {
         name: Some(name.to_owned()),
         r#type: Some(2),
         i: Some(value),
+        ..Default::default()
+    }
+}
+
+/// An attribute of integers.
+pub fn ints_attribute(name: &str, values: Vec<i64>) -> crate::onnx::AttributeProto {
+    crate::onnx::AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(7),
+        ints: values,
         ..Default::default()
     }
 }
