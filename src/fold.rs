@@ -6,11 +6,19 @@
 mod absorb;
 pub(crate) mod activations;
 mod affine;
+mod bounds;
 mod constants;
+mod dead;
+mod duplicates;
 pub mod evidence;
 mod linear;
 mod no_ops;
+mod pads;
+mod pairs;
+mod parameters;
 mod passage;
+mod shapes;
+mod types;
 
 use std::collections::BTreeMap;
 
@@ -32,18 +40,46 @@ pub(crate) enum Verdict {
 
 type Rule = fn(&Graph, NodeId) -> Result<Verdict>;
 
-/// The rules, in stages that each run until nothing changes; within one, in the order they are tried at a node.
+/// What a look at the whole graph changes, and the nodes that are gone then.
+#[derive(Default)]
+struct Changes {
+    patch: Patch,
+    gone: Vec<NodeId>,
+}
+
+type Pass = fn(&Graph) -> Result<Changes>;
+
+/// One stage of [`fold`].
+enum Stage {
+    /// Rules that run until nothing changes, in the order they are tried at a node.
+    Rules(&'static [(&'static str, Rule)]),
+    /// One walk over the graph.
+    Pass(&'static str, Pass),
+}
+
+/// The stages.
 ///
-/// Activations are put together before anything takes a constant out of them.
-const STAGES: &[&[(&str, Rule)]] = &[
-    &[
+/// Activations are put together before anything takes a constant out of them. Equal constants are merged last, because
+/// the folds before rewrite weights that only one node reads.
+const STAGES: &[Stage] = &[
+    Stage::Rules(&[
         ("constant node to initializer", constants::constant),
         ("view of a constant", constants::view),
         ("transposed constant", constants::transpose),
         ("known shape", constants::known_shape),
-    ],
-    &[("drop no-op", no_ops::no_op), ("put hard-sigmoid together", activations::hard_sigmoid)],
-    &[("fold into weights", absorb::absorb)],
+    ]),
+    Stage::Pass("drop dead node", dead::dead),
+    Stage::Pass("merge equal nodes", duplicates::nodes),
+    Stage::Rules(&[
+        ("drop no-op", no_ops::no_op),
+        ("merge pair", pairs::pair),
+        ("fold into pads", pads::pad),
+        ("put hard-sigmoid together", activations::hard_sigmoid),
+    ]),
+    Stage::Rules(&[("fold into weights", absorb::absorb)]),
+    Stage::Pass("merge equal nodes", duplicates::nodes),
+    Stage::Pass("drop dead node", dead::dead),
+    Stage::Pass("merge equal constants", duplicates::constants),
 ];
 
 /// One thing [`fold`] did, or declined to do.
@@ -76,18 +112,41 @@ pub fn fold(model: &Model) -> Result<(Model, Vec<FoldRecord>)> {
     Graph::new(model.graph()).check()?;
     let mut model = constants_leave_inputs(model)?;
     let mut records = Vec::new();
-    for rules in STAGES {
-        loop {
-            let (patch, edits, declined) = sweep(&model, rules)?;
-            records.extend(edits);
-            if patch.is_empty() {
-                records.extend(declined.into_values());
-                break;
-            }
-            model = apply(model, patch)?;
-        }
+    for stage in STAGES {
+        model = match *stage {
+            Stage::Rules(rules) => until_nothing_changes(model, rules, &mut records)?,
+            Stage::Pass(name, pass) => once(model, name, pass, &mut records)?,
+        };
     }
     Ok((model, records))
+}
+
+fn until_nothing_changes(
+    mut model: Model,
+    rules: &[(&'static str, Rule)],
+    records: &mut Vec<FoldRecord>,
+) -> Result<Model> {
+    loop {
+        let (patch, edits, declined) = sweep(&model, rules)?;
+        records.extend(edits);
+        if patch.is_empty() {
+            records.extend(declined.into_values());
+            return Ok(model);
+        }
+        model = apply(model, patch)?;
+    }
+}
+
+fn once(model: Model, rule: &'static str, pass: Pass, records: &mut Vec<FoldRecord>) -> Result<Model> {
+    let graph = Graph::new(model.graph());
+    let Changes { patch, gone } = pass(&graph)?;
+    records.extend(gone.into_iter().map(|id| FoldRecord {
+        node: graph.node(id).label().to_owned(),
+        op_type: graph.node(id).op_type().to_owned(),
+        rule,
+        declined: None,
+    }));
+    if patch.is_empty() { Ok(model) } else { apply(model, patch) }
 }
 
 /// Asks every rule about every node once; edits that overlap wait for the next sweep.

@@ -80,6 +80,12 @@ impl<'m> Graph<'m> {
         self.initializers.get(value).copied().filter(|_| !self.inputs.contains(value))
     }
 
+    /// All constants, in the order of the file.
+    pub fn constants(&self) -> impl Iterator<Item = &'m TensorProto> {
+        let indexed = |t: &&TensorProto| self.constant(t.name()).is_some_and(|known| std::ptr::eq(known, *t));
+        self.proto.initializer.iter().filter(indexed)
+    }
+
     /// The initializer `value`, overridable or not.
     pub fn initializer(&self, value: &str) -> Option<&'m TensorProto> {
         self.initializers.get(value).copied()
@@ -139,6 +145,14 @@ impl<'m> Graph<'m> {
         fresh
     }
 
+    /// Declared element type of `value`, as a number of `TensorProto.DataType`.
+    pub fn element_type(&self, value: &str) -> Option<i32> {
+        if let Some(tensor) = self.initializer(value) {
+            return tensor.data_type;
+        }
+        self.values.get(value)?.r#type.as_ref()?.tensor_type.as_ref()?.elem_type
+    }
+
     /// Declared number of dimensions of `value`.
     pub fn rank(&self, value: &str) -> Option<usize> {
         if let Some(tensor) = self.initializer(value) {
@@ -162,7 +176,7 @@ pub fn subgraphs(attribute: &AttributeProto) -> impl Iterator<Item = &GraphProto
 
 /// Collects the names that `body` and the bodies inside it read. A name the body defines itself is included too, which
 /// can only make a guard more careful.
-fn capture<'m>(body: &'m GraphProto, captured: &mut HashSet<&'m str>) {
+pub(crate) fn capture<'m>(body: &'m GraphProto, captured: &mut HashSet<&'m str>) {
     captured.extend(body.output.iter().map(ValueInfoProto::name));
     for node in &body.node {
         captured.extend(node.input.iter().map(String::as_str));

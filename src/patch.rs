@@ -1,6 +1,6 @@
 //! The one way to edit a model: a [`Patch`] says what changes, [`apply`] changes it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::error::Result;
 use crate::graph::{Graph, NodeId, subgraphs};
@@ -13,6 +13,7 @@ pub struct Patch {
     /// Nodes to drop, replace or put something before: each position stands for the nodes listed.
     replace: BTreeMap<NodeId, Vec<NodeProto>>,
     insert: BTreeMap<NodeId, Vec<NodeProto>>,
+    relies_on: BTreeSet<NodeId>,
     shunt: HashMap<String, String>,
     initializers: Vec<TensorProto>,
 }
@@ -41,6 +42,11 @@ impl Patch {
         self.replace.insert(id, nodes);
     }
 
+    /// Makes sure that node `id` stays as it is, with all that it reads.
+    pub fn rely_on(&mut self, id: NodeId) {
+        self.relies_on.insert(id);
+    }
+
     /// Puts `node` right before the position `id`; the number of nodes means the end.
     pub fn insert(&mut self, id: NodeId, node: NodeProto) {
         self.insert.entry(id).or_default().push(node);
@@ -56,11 +62,14 @@ impl Patch {
         self.initializers.push(tensor);
     }
 
-    /// Takes over the changes of `other`, if the two touch different nodes.
+    /// Takes over the changes of `other`, if the two touch different nodes and neither touches what the other relies on.
     pub fn absorb(&mut self, other: Patch) -> bool {
-        if other.replace.keys().any(|id| self.replace.contains_key(id)) {
+        let touched = |id| self.replace.contains_key(id) || self.relies_on.contains(id);
+        if other.replace.keys().any(touched) || other.relies_on.iter().any(|id| self.replace.contains_key(id))
+        {
             return false;
         }
+        self.relies_on.extend(other.relies_on);
         self.replace.extend(other.replace);
         for (id, nodes) in other.insert {
             self.insert.entry(id).or_default().extend(nodes);
@@ -91,8 +100,8 @@ pub fn apply(model: Model, mut patch: Patch) -> Result<Model> {
     graph.node.extend(patch.insert.remove(&end).into_iter().flatten());
     if !patch.shunt.is_empty() {
         for input in graph.node.iter_mut().flat_map(|n| &mut n.input) {
-            if let Some(to) = destination(&mut patch.shunt, input) {
-                *input = to;
+            if let Some(source) = source(&mut patch.shunt, input) {
+                *input = source;
             }
         }
     }
@@ -104,19 +113,17 @@ pub fn apply(model: Model, mut patch: Patch) -> Result<Model> {
     Model::from_proto(proto)
 }
 
-/// Where the shunts that start at `from` lead in the end; later questions find it in one step.
-fn destination(shunt: &mut HashMap<String, String>, from: &str) -> Option<String> {
-    let mut last = shunt.get(from)?;
-    // As many steps as there are shunts, in case they lead in a circle.
-    for _ in 0..shunt.len() {
-        match shunt.get(last) {
-            Some(next) => last = next,
-            None => break,
-        }
+/// What `value` ends up as. Every step on the way then leads straight there, so that a long chain is walked once.
+fn source(shunt: &mut HashMap<String, String>, value: &str) -> Option<String> {
+    let mut end = shunt.get(value)?.clone();
+    let mut way = vec![value.to_owned()];
+    while let Some(to) = shunt.get(&end).filter(|_| way.len() < shunt.len()).cloned() {
+        way.push(std::mem::replace(&mut end, to));
     }
-    let last = last.clone();
-    shunt.insert(from.to_owned(), last.clone());
-    Some(last)
+    for step in way {
+        shunt.insert(step, end.clone());
+    }
+    Some(end)
 }
 
 /// Drops initializers that nothing reads and descriptions of values that nothing makes.
@@ -166,6 +173,16 @@ pub fn int_attribute(name: &str, value: i64) -> crate::onnx::AttributeProto {
         name: Some(name.to_owned()),
         r#type: Some(2),
         i: Some(value),
+        ..Default::default()
+    }
+}
+
+/// An attribute of integers.
+pub fn ints_attribute(name: &str, values: Vec<i64>) -> crate::onnx::AttributeProto {
+    crate::onnx::AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(7),
+        ints: values,
         ..Default::default()
     }
 }

@@ -23,7 +23,8 @@ const READ_BY_RULES: &[&str] = &[
 ];
 
 impl Graph<'_> {
-    /// Checks that nodes stand behind the nodes they read from, and that the ones we rewrite have inputs and outputs.
+    /// Checks that every value is made once, that nodes stand behind the nodes they read from, and that the ones we
+    /// rewrite have inputs and outputs.
     ///
     /// # Errors
     /// [`Error::Model`], naming the node.
@@ -44,7 +45,15 @@ impl Graph<'_> {
                 let message = format!("{} '{}' lacks an input or an output", node.op_type(), node.label());
                 return Err(Error::Model(message));
             }
-            made.extend(node.output.iter().map(String::as_str));
+            for output in node.output.iter().filter(|output| !output.is_empty()) {
+                if !made.insert(output.as_str())
+                    || self.is_input(output)
+                    || self.initializer(output).is_some()
+                {
+                    let message = format!("node '{}' makes '{output}', which exists already", node.label());
+                    return Err(Error::Model(message));
+                }
+            }
         }
         Ok(())
     }
