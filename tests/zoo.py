@@ -238,7 +238,7 @@ def huge_bias() -> onnx.ModelProto:
     bias = net.random.normal(size=128) * 1000
     rows = net.input("rows", 32, 128)
     y = net.op("Add", net.op("MatMul", rows, net.constant(matrix)), net.constant(bias))
-    z = net.op("Gemm", rows, net.constant(matrix), net.constant(bias))
+    z = net.op("Gemm", rows, net.constant(matrix * 2), net.constant(bias))
     return net.model(x, y, z)
 
 
