@@ -18,7 +18,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/maturin
 WITH_PYTHON := PYO3_PYTHON="$(abspath $(PY))"
 
-.PHONY: help demo develop test test-rust test-python check format lint lint-rust lint-python docs bench zoo \
+.PHONY: help demo develop test test-rust test-python check format lint lint-rust lint-python docs bench bench-fold zoo \
 	release wheel sdist clean
 
 help: ## list the targets
@@ -71,6 +71,11 @@ zoo: release $(TOOLS) ## print every published figure: accuracy, speed, cost (he
 	$(PY) benches/accuracy.py --peer
 	$(PY) benches/speed.py
 	$(PY) benches/cost.py --peer
+
+bench-fold: release $(TOOLS) ## compare folding with other simplifiers: time, rules, torchvision's networks (heavy: installs torch)
+	$(PY) -m pip install --quiet -r benches/requirements.txt -r benches/requirements-fold.txt
+	$(PY) benches/fold.py
+	$(PY) benches/fold_rules.py
 
 release: $(BUILDER) ## set up and build with every optimization, into .venv
 	rm -f $(INSTALLED)

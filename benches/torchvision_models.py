@@ -77,6 +77,9 @@ def build(name: str, seed: int = 0) -> Any:
             module.running_var.uniform_(0.5, 1.5)
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+        # A transformer's head starts with zeros, and with it every output.
+        elif isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=0.05)
     return model.eval()
 
 

@@ -20,8 +20,20 @@ const SMALL: usize = 1 << 10;
 const LARGE: usize = 1 << 26;
 
 /// Operators that rules understand better when they know shapes, or that compute with shapes.
-const SHAPED: &[&str] =
-    &["Cast", "Expand", "Reshape", "Shape", "Size", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"];
+const SHAPED: &[&str] = &[
+    "BatchNormalization",
+    "Cast",
+    "Expand",
+    "Flatten",
+    "Reshape",
+    "Shape",
+    "Size",
+    "Slice",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+];
 
 /// Operators that are not evaluated although their inputs are constants: what they are is the point of them, or they draw
 /// random numbers.
