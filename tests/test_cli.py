@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import rustq
+from builders import Net
 from rustq import cli, demo
 from rustq.progress import reporting
 
@@ -187,6 +189,16 @@ def test_fold(run: Any, model: Path, tmp_path: Path) -> None:
     assert (ran.status, ran.err) == (0, "")
     assert "BatchNormalization" in ran.out
     assert "BatchNormalization" not in rustq.load(tmp_path / "folded.onnx").op_counts
+
+
+def test_fold_says_what_stays(run: Any, tmp_path: Path) -> None:
+    net = Net()
+    y = net.op("Sigmoid", net.conv(net.input("x", 1, 3, 8, 8), 3, 4))
+    onnx.save(net.model(net.batch_norm(y, 4, name="norm")), tmp_path / "net.onnx")
+    ran = run("fold", tmp_path / "net.onnx")
+    assert "norm" in ran.out and "its input comes from Sigmoid" in ran.out
+    told = json.loads(run("fold", tmp_path / "net.onnx", "--json").out)
+    assert [record["node"] for record in told["folding"] if record["declined"]] == ["norm"]
     values = run("fold", model, "--json").json()
     assert values["nodes_after"] < values["nodes_before"]
 

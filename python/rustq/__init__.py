@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rustq.comparison import Comparison, compare
     from rustq.config import ImageOptions, QuantConfig
     from rustq.errors import DataError, ModelError, RustqError, UnsupportedError
+    from rustq.folding import FoldedModel, FoldRecord
     from rustq.model import Model, QuantizedModel
     from rustq.report import Report
 
@@ -27,6 +28,8 @@ __all__ = [
     "Calibration",
     "Comparison",
     "DataError",
+    "FoldRecord",
+    "FoldedModel",
     "ImageOptions",
     "Model",
     "ModelError",
@@ -49,6 +52,7 @@ _HOMES = {
     "calibration": ("Calibration",),
     "comparison": ("Comparison", "compare"),
     "config": ("ImageOptions", "QuantConfig"),
+    "folding": ("FoldedModel", "FoldRecord"),
     "errors": ("DataError", "ModelError", "RustqError", "UnsupportedError"),
     "model": ("Model", "QuantizedModel"),
     "report": ("Report",),

@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,14 @@ def fold(model: Path, output: Path | None, as_json: bool) -> None:
     counts = before.op_counts, after.op_counts
     if as_json:
         nodes = [sum(count.values()) for count in counts]
-        console.show_json({"files": [path], "nodes_before": nodes[0], "nodes_after": nodes[1]})
+        console.show_json(
+            {
+                "files": [path],
+                "nodes_before": nodes[0],
+                "nodes_after": nodes[1],
+                "folding": [asdict(record) for record in after.folding],
+            }
+        )
         return
     changed = sorted(
         op for op in {*counts[0], *counts[1]} if counts[0].get(op) != counts[1].get(op)
@@ -212,6 +220,13 @@ def fold(model: Path, output: Path | None, as_json: bool) -> None:
     console.show_table("operators", ("operator", "before", "after"), rows)
     if not rows:
         click.echo("nothing to fold")
+    stayed = [
+        (record.node, record.declined or "")
+        for record in after.folding
+        if record.op_type == "BatchNormalization" and record.declined
+    ]
+    if stayed:
+        console.show_table("BatchNormalization that stays", ("node", "why"), stayed)
     click.echo(f"wrote {path}")
 
 
