@@ -2,7 +2,7 @@
 //!
 //! `Identity`; `Dropout` at inference; a `Cast` to the type that is there; arithmetic with the neutral element
 //! (x + 0, x − 0, x · 1, x ÷ 1, x¹); a variadic operator with one operand; a pool with a window of one element; a `Clip`
-//! without bounds; and the shape operators of [`shapes`](super::shapes). Where the proof needs a type or a shape, the
+//! without bounds; and the shape operators of [`shapes`]. Where the proof needs a type or a shape, the
 //! model must declare it.
 //!
 //! Two corners of IEEE 754 count as equal: −0 + 0 is +0, and a `Clip` without bounds turns an infinity into the largest
