@@ -65,6 +65,24 @@ impl Calibration {
         self.runs += 1;
     }
 
+    /// Adds what an observer saw of `tensor`, which had up to `rank` dimensions.
+    pub fn add(&mut self, tensor: &str, observer: Observer, rank: u8) {
+        match self.tensors.get_mut(tensor) {
+            Some(seen) => {
+                seen.observer.merge(&observer);
+                seen.rank = seen.rank.max(rank);
+            }
+            None => {
+                self.tensors.insert(tensor.to_owned(), Seen { observer, rank });
+            }
+        }
+    }
+
+    /// Adds to the number of inferences.
+    pub fn add_runs(&mut self, runs: u64) {
+        self.runs += runs;
+    }
+
     /// Inferences seen.
     pub fn runs(&self) -> u64 {
         self.runs
@@ -88,11 +106,9 @@ impl Calibration {
     /// Adds what `other` saw.
     pub fn merge(&mut self, other: &Self) {
         for (name, seen) in &other.tensors {
-            let both = self.tensors.entry(name.clone()).or_default();
-            both.observer.merge(&seen.observer);
-            both.rank = both.rank.max(seen.rank);
+            self.add(name, seen.observer.clone(), seen.rank);
         }
-        self.runs += other.runs;
+        self.add_runs(other.runs);
     }
 
     /// Mean number of elements of `tensor` in an inference.

@@ -6,7 +6,7 @@
 //!
 //! * [`model`] opens and saves; [`onnx`] is the file format; [`tensor`] reads weights.
 //! * [`graph`] is a read-only index and [`patch`] the one way to edit.
-//! * [`fold`] simplifies; [`observer`] and [`ranges`] summarise activations; [`qparams`] does all scale arithmetic.
+//! * [`fold`] simplifies; [`observation`], [`observer`] and [`ranges`] summarise activations; [`qparams`] does all scale arithmetic.
 //! * [`quantize`] decides what becomes int8 and writes it as QuantizeLinear/DequantizeLinear pairs.
 
 pub mod calibration;
@@ -15,6 +15,7 @@ pub mod fold;
 pub mod graph;
 pub mod kernels;
 pub mod model;
+pub mod observation;
 pub mod observer;
 pub mod onnx;
 pub mod ops;

@@ -41,6 +41,7 @@ fn _rustq(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("MINIMUM_OPSET", crate::quantize::MINIMUM_OPSET)?;
     module.add_class::<model::PyModel>()?;
     module.add_class::<calibration::PyCalibration>()?;
+    module.add_class::<calibration::PyObservers>()?;
     module.add_function(wrap_pyfunction!(quantize::quantize_static, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize_dynamic, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::quantize, module)?)?;

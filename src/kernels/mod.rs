@@ -4,6 +4,7 @@
 //! the baseline and once for AVX2, and chosen at run time. Rust never contracts `a * b + c`, and every reduction
 //! adds its lanes in one fixed order, so the clones agree **bit for bit** and results do not depend on the machine.
 
+mod lanes;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -126,14 +127,12 @@ pub fn count_bins(x: &[f32], table: &mut BinTable) {
 
 /// [`min_max`] and [`count_bins`] in one pass over memory, block by block through the first-level cache.
 pub fn observe(x: &[f32], table: &mut BinTable) -> Option<(f32, f32)> {
-    const BLOCK: usize = 4096;
-    let mut found: Option<(f32, f32)> = None;
-    for block in x.chunks(BLOCK) {
-        if let Some((lo, hi)) = min_max(block) {
-            found = Some(found.map_or((lo, hi), |(min, max)| (min.min(lo), max.max(hi))));
-        }
-        portable::count_bins(block, table);
-    }
+    let found = if x.len() < lanes::WORTHWHILE {
+        portable::count_bins(x, table);
+        min_max(x)
+    } else {
+        x.chunks(lanes::MOST).map(|part| lanes::observe(part, table)).fold(None, lanes::wider)
+    };
     portable::gather_zeros(table);
     found
 }

@@ -197,6 +197,32 @@ fn bins_match_definition() {
     }
 }
 
+/// Long enough for the short counters to be used, and to be filled to the brim.
+#[test]
+fn long_slices_are_counted_like_short_ones() {
+    let values: [fn(u32) -> f32; 7] = [
+        |_| 0.0,
+        |_| -0.0,
+        |_| f32::NAN,
+        |_| -1.5,
+        |i| f32::from_bits(i.wrapping_mul(0x9E37_79B9)),
+        |i| if i % 3 == 0 { 0.0 } else { (i % 1000) as f32 * 0.01 },
+        |i| if i == 7 { f32::NEG_INFINITY } else { i as f32 * 1e-41 - 1e-39 },
+    ];
+    for n in [lanes::WORTHWHILE - 1, lanes::WORTHWHILE, lanes::MOST, 2 * lanes::MOST + lanes::WORTHWHILE + 3]
+    {
+        for (which, value) in values.iter().enumerate() {
+            let x: Vec<f32> = (0..n as u32).map(value).collect();
+            let (mut found, mut expected) = (new_table(), new_table());
+            for _ in 0..2 {
+                count_bins(&x, &mut expected);
+                assert_eq!(observe(&x, &mut found), min_max(&x));
+            }
+            assert!(found == expected, "{n} values of kind {which}");
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn quantize_matches_definition_anywhere(

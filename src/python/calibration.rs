@@ -7,8 +7,10 @@ use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use super::model::PyModel;
 use crate::calibration::{Activation, Calibration};
 use crate::model::write_atomically;
+use crate::observation::Observers;
 use crate::qparams::Scheme;
 use crate::ranges::{Method, range};
 
@@ -43,6 +45,12 @@ impl PyCalibration {
             parts.map(|((name, rank), values)| Activation { name, rank, values }).collect();
         py.detach(|| self.0.observe_run(&activations, parallel));
         Ok(())
+    }
+
+    /// Takes over what observers in the graph saw in so many inferences.
+    fn collect(&mut self, py: Python<'_>, observers: PyRef<'_, PyObservers>, runs: u64) {
+        let observers = &observers.0;
+        py.detach(|| observers.drain_into(&mut self.0, runs));
     }
 
     /// What both saw together.
@@ -90,6 +98,24 @@ impl PyCalibration {
 
     fn __eq__(&self, other: PyRef<'_, Self>) -> bool {
         self.0 == other.0
+    }
+}
+
+/// Counters of the values of one model, which its own nodes fill while it runs.
+#[pyclass(name = "Observers", module = "rustq._rustq", frozen)]
+pub(super) struct PyObservers(Observers);
+
+#[pymethods]
+impl PyObservers {
+    /// Counters for these values, each filled by up to `threads` threads at once.
+    #[new]
+    fn new(names: Vec<String>, threads: usize) -> Self {
+        Self(Observers::new(names, threads))
+    }
+
+    /// The model with a node beside each value that counts it.
+    fn inserted(&self, model: PyRef<'_, PyModel>) -> PyResult<PyModel> {
+        Ok(PyModel(self.0.inserted(&model.0)?))
     }
 }
 
