@@ -279,6 +279,14 @@ def test_ways_that_are_taken() -> None:
     assert way(nothing) == "outputs"
 
 
+@pytest.mark.parametrize(("version", "first"), [("1.18.1", "outputs"), ("1.20.0", "nodes")])
+def test_old_runtimes_get_outputs(
+    version: str, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", version)
+    assert runner._possible(QuantConfig(), True, WAYS)[0] == first
+
+
 def test_other_providers_get_outputs() -> None:
     config = QuantConfig(providers=("AnotherProvider", "CPUExecutionProvider"))
     possible = runner._possible(config, True, WAYS)

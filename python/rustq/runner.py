@@ -140,7 +140,11 @@ class Observation:
 
 def _possible(config: QuantConfig, wanted: bool, ways: Sequence[str]) -> list[str]:
     """Those of `ways` that count right on these providers."""
-    inside = wanted and _names(config.providers) == (CPU,)
+    import onnxruntime as ort
+
+    version = tuple(int(part) for part in ort.__version__.split(".")[:2])
+    # ONNX Runtime 1.18 overwrites a value in place before a node without outputs has read it.
+    inside = wanted and _names(config.providers) == (CPU,) and version >= (1, 20)
     return [way for way in ways if way == "outputs" or inside]
 
 
