@@ -1,16 +1,17 @@
 //! Opening and saving models. A [`Model`] is immutable from outside; a stage makes a new one from it.
 
+mod files;
 mod pieces;
 mod tensors;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{ErrorKind, Write};
 use std::path::{Component, Path};
 
 use bytes::Bytes;
 use prost::Message;
 
+pub use self::files::{write_atomically, write_together};
 use self::pieces::Pieces;
 use crate::error::{Error, Result};
 use crate::onnx::{GraphProto, ModelProto, OperatorSetIdProto, TensorProto};
@@ -150,87 +151,24 @@ impl Model {
     /// # Errors
     /// [`Error::Io`] when the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        write_atomically(path.as_ref(), &self.pieces()?)
+    }
+
+    /// The file's content in pieces, the large ones shared with the model.
+    ///
+    /// # Errors
+    /// As [`encoded_len`](Self::encoded_len).
+    pub fn pieces(&self) -> Result<Vec<Bytes>> {
         self.encoded_len()?;
         let mut pieces = Pieces::default();
         self.proto.encode(&mut pieces).map_err(|e| Error::Model(e.to_string()))?;
-        write_atomically(path.as_ref(), &pieces.finish())
+        Ok(pieces.finish())
     }
 }
 
 /// Whether `domain` is the default ONNX operator domain.
 pub fn is_default_domain(domain: &str) -> bool {
     matches!(domain, "" | "ai.onnx")
-}
-
-/// Replaces the file at `path` by `pieces` one behind the other, wholly or not at all.
-///
-/// # Errors
-/// [`Error::Io`], naming `path`.
-pub fn write_atomically<P: AsRef<[u8]>>(path: &Path, pieces: &[P]) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".rustq-").tempfile_in(folder)?;
-        let mut written = 0;
-        for piece in pieces {
-            file.write_all(piece.as_ref())?;
-            written = start_writing(file.as_file(), written, piece.as_ref().len());
-        }
-        file.as_file().sync_all()?;
-        keep_permissions(path, file.as_file())?;
-        file.persist(path).map_err(|e| e.error)?;
-        Ok(())
-    };
-    write().map_err(|error| Error::io(path)(numbered(error)))
-}
-
-/// Has the system begin to write `length` bytes at `start` to the disk while more are produced, so that the sync at the end
-/// finds little left to do; returns where they end.
-fn start_writing(file: &File, start: usize, length: usize) -> usize {
-    #[cfg(target_os = "linux")]
-    {
-        use std::os::fd::AsRawFd;
-        // SAFETY: plain numbers and a file that is open. A failure does not matter: the sync does it all.
-        unsafe {
-            libc::sync_file_range(
-                file.as_raw_fd(),
-                start as libc::off64_t,
-                length as libc::off64_t,
-                libc::SYNC_FILE_RANGE_WRITE,
-            );
-        }
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = file;
-    start + length
-}
-
-/// The error with the operating system's number, which is lost where another message was wrapped around it.
-fn numbered(error: std::io::Error) -> std::io::Error {
-    const NUMBERS: &[(ErrorKind, i32)] = &[
-        (ErrorKind::NotFound, 2),
-        (ErrorKind::PermissionDenied, 13),
-        (ErrorKind::NotADirectory, 20),
-        (ErrorKind::StorageFull, 28),
-        (ErrorKind::ReadOnlyFilesystem, 30),
-    ];
-    let number = NUMBERS.iter().find(|(kind, _)| cfg!(unix) && *kind == error.kind());
-    number.map_or(error, |(_, number)| std::io::Error::from_raw_os_error(*number))
-}
-
-/// Gives a new file the permissions of the one it replaces, or those of any newly made file.
-fn keep_permissions(path: &Path, file: &File) -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::metadata(path).map_or(0o644, |old| old.permissions().mode());
-        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-    }
-    #[cfg(not(unix))]
-    let _ = (path, file);
-    Ok(())
 }
 
 fn map(path: &Path) -> Result<Bytes> {

@@ -42,6 +42,7 @@ fn _rustq(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<model::PyModel>()?;
     module.add_class::<calibration::PyCalibration>()?;
     module.add_class::<calibration::PyObservers>()?;
+    module.add_function(wrap_pyfunction!(model::write_together, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize_static, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize_dynamic, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::quantize, module)?)?;

@@ -336,7 +336,6 @@ def test_integers_are_cast_where_they_fit(dtype: Any) -> None:
     ("arguments", "error", "parts"),
     [
         ({"scheme": "both"}, ValueError, ["'both'", "asym", "sym"]),
-        ({"scheme": None}, ValueError, ["None"]),
         ({"target": "tpu"}, ValueError, ["'tpu'", "onnxruntime"]),
         ({"target": "ncnn"}, rustq.UnsupportedError, ["ncnn"]),
         ({"executor": object()}, rustq.UnsupportedError, ["executor"]),

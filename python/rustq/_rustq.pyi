@@ -21,6 +21,7 @@ __all__ = [
     "quantize",
     "quantize_dynamic",
     "quantize_static",
+    "write_together",
 ]
 
 _Float32 = NDArray[np.float32]
@@ -103,6 +104,7 @@ class Observers:
     def __new__(cls, names: list[str], threads: int) -> Self: ...
     def inserted(self, model: Model) -> Model: ...
 
+def write_together(files: list[tuple[Path, Model | bytes]]) -> None: ...
 def quantize_static(
     model: Model,
     calibration: Calibration,

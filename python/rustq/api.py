@@ -13,6 +13,8 @@ from rustq.errors import UnsupportedError
 from rustq.folding import FoldedModel, folded
 from rustq.model import Model, QuantizedModel, core_of
 from rustq.progress import Progress, reporting
+from rustq.targets import Job
+from rustq.targets import target as target_named
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -20,11 +22,6 @@ if TYPE_CHECKING:
     from rustq.report import Report
 
 __all__ = ["as_model", "calibrate", "fold", "load", "quantize"]
-
-SCHEMES = ("asym", "sym")
-TARGETS = ("onnxruntime",)
-NOISE_PRICE = {"asym": 3.0, "sym": 6.0}
-PLANNED_TARGETS = ("tensorrt", "ncnn", "ascend")
 
 
 def load(model: Any) -> Model:
@@ -96,7 +93,7 @@ def quantize(
     model: Any,
     data: Any = None,
     *,
-    scheme: str = "asym",
+    scheme: str | None = None,
     target: str = "onnxruntime",
     config: QuantConfig | None = None,
     progress: bool | Progress = False,
@@ -114,7 +111,8 @@ def quantize(
             model with one input, a tuple or list in input order); an `.npz` or `.npy` file; a
             folder of them, or of images.
         scheme: `"asym"`: activations are uint8, scale = (max - min) / 255, with a zero point;
-            `"sym"`: int8, scale = absmax / 127, zero point 0.
+            `"sym"`: int8, scale = absmax / 127, zero point 0. `None` is the target's default,
+            `"asym"` for ONNX Runtime.
         target: `"onnxruntime"`.
         config: every other choice.
         progress: see `calibrate`.
@@ -128,50 +126,38 @@ def quantize(
         ModelError: the model is not valid, or its weights are not finite.
         DataError: the data do not fit the model, or are empty or not finite.
         ValueError: an unknown scheme or target.
-        UnsupportedError: a target, or kind of weights, that is not available yet.
+        UnsupportedError: a target, or kind of weights, that is not available yet, or a scheme that
+            the target cannot run.
     """
     started = time.perf_counter()
     config = _config(config)
-    _check(scheme, target, config)
+    runtime = target_named(target)
+    scheme = runtime.scheme(scheme)
+    _check(config)
     _no_executor(executor)
     source = core_of(model)
     prepared, notes = _prepare(source)
-    excluded = [name for name, op_type in prepared.nodes if config.excludes(name, op_type)]
-    if data is None:
-        quantized, layers, found = _rustq.quantize_dynamic(
-            prepared, per_channel=config.per_channel, exclude=excluded
-        )
-        calibration = None
+    if data is None or isinstance(data, Calibration):
+        calibration = data
     else:
-        if isinstance(data, Calibration):
-            calibration = data
-        else:
-            calibration, assumed = _observed(prepared, data, config, progress)
-            notes += assumed
-        quantized, layers, found = _rustq.quantize_static(
-            prepared,
-            calibration._core,
-            scheme=scheme,
-            method=config.method,
-            percentile=config.percentile,
-            per_channel=config.per_channel,
-            noise_price=NOISE_PRICE[scheme] if config.noise_price is None else config.noise_price,
-            exclude=excluded,
-        )
+        calibration, assumed = _observed(prepared, data, config, progress)
+        notes += assumed
+    excluded = [name for name, op_type in prepared.nodes if config.excludes(name, op_type)]
+    outcome = runtime.make(Job(prepared, calibration, scheme, config, excluded))
     names = [name for name, _ in prepared.nodes]
     notes += [f"exclude: no node is called '{name}'" for name in config.unused_exclusions(names)]
     report = _report(
         source,
-        quantized,
-        layers,
-        notes + found,
+        outcome.model,
+        outcome.layers,
+        notes + outcome.notes,
         config,
         scheme=scheme if calibration else "dynamic",
-        target=target,
+        target=runtime.name,
         samples=calibration.samples if calibration else None,
         seconds=time.perf_counter() - started,
     )
-    return QuantizedModel(quantized, report, calibration)
+    return QuantizedModel(outcome.model, report, calibration, runtime, outcome.files)
 
 
 def _config(config: QuantConfig | None) -> QuantConfig:
@@ -180,13 +166,7 @@ def _config(config: QuantConfig | None) -> QuantConfig:
     return config or QuantConfig()
 
 
-def _check(scheme: str, target: str, config: QuantConfig) -> None:
-    if scheme not in SCHEMES:
-        raise ValueError(f"unknown scheme {scheme!r}: choose one of {', '.join(SCHEMES)}")
-    if target in PLANNED_TARGETS:
-        raise UnsupportedError(f"target {target!r} is not available yet")
-    if target not in TARGETS:
-        raise ValueError(f"unknown target {target!r}: choose one of {', '.join(TARGETS)}")
+def _check(config: QuantConfig) -> None:
     wanted = {
         f"weights={config.weights!r}": config.weights != "int8",
         "bias_correction=True": config.bias_correction,

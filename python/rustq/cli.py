@@ -23,11 +23,9 @@ from rustq.options import DATA_HELP, MODEL, checked_output, config, data_options
 from rustq.progress import reporting
 from rustq.report import FAMILIES
 from rustq.samples import shape_text
+from rustq.targets import SCHEMES, TARGETS
 
 __all__ = ["commands", "main"]
-
-TARGETS = ("onnxruntime", "tensorrt", "ncnn", "ascend")
-SYMMETRIC_ONLY = frozenset({"tensorrt", "ncnn"})
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 
@@ -110,7 +108,7 @@ def commands(context: click.Context) -> None:
 )
 @click.option(
     "--scheme",
-    type=click.Choice(["asym", "sym"]),
+    type=click.Choice(SCHEMES),
     help="uint8 activations with a zero point, or int8 without.  [default: asym, or sym for a"
     " target that needs it]",
 )
@@ -137,13 +135,13 @@ def quantize(
     import rustq
 
     settings = config(images=images, per_channel=not per_tensor, **knobs)
-    suffix = ".int8.param" if target == "ncnn" else ".int8.onnx"
+    suffix = f".int8{TARGETS[target].suffix}"
     path = checked_output(output or model.with_name(model.stem + suffix))
     with reporting(True, "calibrating") as progress:
         result = rustq.quantize(
             model,
             None if data is None else _data(data),
-            scheme=scheme or ("sym" if target in SYMMETRIC_ONLY else "asym"),
+            scheme=scheme,
             target=target,
             config=settings,
             progress=progress,

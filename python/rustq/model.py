@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from rustq.calibration import Calibration
     from rustq.report import Report
+    from rustq.targets import Target
 
 __all__ = ["Model", "QuantizedModel", "Value"]
 
@@ -117,10 +119,34 @@ class QuantizedModel(Model):
         calibration: what was seen of the activations; `None` after dynamic quantization.
     """
 
-    def __init__(self, core: _rustq.Model, report: Report, calibration: Calibration | None) -> None:
+    def __init__(
+        self,
+        core: _rustq.Model,
+        report: Report,
+        calibration: Calibration | None,
+        target: Target,
+        files: Mapping[str, bytes],
+    ) -> None:
         super().__init__(core)
         self.report = report
         self.calibration = calibration
+        self._target = target
+        self._files = files
+
+    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Writes what the target reads, all of it or nothing, and returns the paths written.
+
+        Files that belong to the one at `path` get its name with another suffix.
+
+        Raises:
+            OSError: a file cannot be written.
+            ValueError: the target's files are not ONNX, and `path` has another suffix than theirs.
+        """
+        path = Path(path)
+        beside = [(self._target.companion(path, suffix), f) for suffix, f in self._files.items()]
+        main = [(path, self._core)] if self._target.suffix == ".onnx" else []
+        _rustq.write_together([*main, *beside])
+        return [written for written, _ in (*main, *beside)]
 
 
 def _value(name: str, element_type: int, shape: list[int | str | None] | None) -> Value:

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::fold::{evidence, fold};
 use crate::graph::{Graph, NodeExt};
-use crate::model::Model;
+use crate::model::{self, Model};
 use crate::onnx::{TensorShapeDimension, ValueInfoProto};
 use crate::quantize::values_to_observe;
 
@@ -193,6 +195,25 @@ impl PyModel {
     fn __eq__(&self, other: &Self) -> bool {
         self.0 == other.0
     }
+}
+
+/// What a file is to hold.
+#[derive(FromPyObject)]
+pub(super) enum Content<'py> {
+    Model(PyRef<'py, PyModel>),
+    Bytes(PyBackedBytes),
+}
+
+/// Writes files that belong together, all or none of them.
+#[pyfunction]
+pub(super) fn write_together(py: Python<'_>, files: Vec<(PathBuf, Content<'_>)>) -> PyResult<()> {
+    let pieces = |content| match content {
+        Content::Model(model) => model.0.pieces(),
+        Content::Bytes(bytes) => Ok(vec![Bytes::from_owner(bytes)]),
+    };
+    let files = files.into_iter().map(|(path, content)| Ok((path, pieces(content)?)));
+    let files = files.collect::<PyResult<Vec<_>>>()?;
+    Ok(py.detach(|| model::write_together(&files))?)
 }
 
 fn describe(value: &ValueInfoProto) -> Value {

@@ -1,0 +1,125 @@
+"""The runtimes to write for, as data. How each is written is in a module of that name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rustq.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from rustq import _rustq
+    from rustq.calibration import Calibration
+    from rustq.config import QuantConfig
+
+__all__ = ["SCHEMES", "TARGETS", "Job", "Outcome", "Target", "target"]
+
+SCHEMES = ("asym", "sym")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a target is asked to write.
+
+    Attributes:
+        model: the float model, folded.
+        calibration: what was seen of its activations, or `None`: dynamic quantization.
+        scheme: one of the target's.
+        config: every other choice.
+        excluded: names of the nodes that stay float.
+    """
+
+    model: _rustq.Model
+    calibration: Calibration | None
+    scheme: str
+    config: QuantConfig
+    excluded: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a target made of a job.
+
+    Attributes:
+        model: the quantized model as ONNX.
+        layers: what became of each operator; see `rustq.report.LayerReport.from_record`.
+        notes: what the user should know.
+        files: the content of files, by suffix: those beside the `.onnx` file, or, for a target
+            whose files are not ONNX, all.
+    """
+
+    model: _rustq.Model
+    layers: list[dict[str, Any]]
+    notes: list[str]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime, and what it takes.
+
+    Attributes:
+        name: what users call it, and the module here that writes for it.
+        schemes: the schemes of activations that it can run, its default first.
+        suffix: of its main file.
+    """
+
+    name: str
+    schemes: tuple[str, ...]
+    suffix: str = ".onnx"
+
+    def scheme(self, asked: str | None) -> str:
+        """The scheme to use where a user asked for `asked`, or for none in particular.
+
+        Raises:
+            ValueError: there is no such scheme.
+            UnsupportedError: the target cannot run it.
+        """
+        if asked is None:
+            return self.schemes[0]
+        if asked not in SCHEMES:
+            raise ValueError(f"unknown scheme {asked!r}: choose one of {', '.join(SCHEMES)}")
+        if asked not in self.schemes:
+            only = " and ".join(map(repr, self.schemes))
+            raise UnsupportedError(f"{self.name} cannot run scheme {asked!r}, only {only}")
+        return asked
+
+    def make(self, job: Job) -> Outcome:
+        """Quantizes."""
+        outcome: Outcome = import_module(f"{__name__}.{self.name}").make(job)
+        return outcome
+
+    def companion(self, path: Path, suffix: str) -> Path:
+        """The file with another suffix that belongs to the main file `path`.
+
+        Raises:
+            ValueError: the target's files are not ONNX, and `path` is not called like its main one.
+        """
+        if not path.name.endswith(self.suffix):
+            if self.suffix != ".onnx":
+                raise ValueError(f"{path}: a model for {self.name} ends in {self.suffix}")
+            return path.with_name(path.name + suffix)
+        return path.with_name(path.name.removesuffix(self.suffix) + suffix)
+
+
+TARGETS = {target.name: target for target in (Target("onnxruntime", ("asym", "sym")),)}
+"""All of them, by name."""
+
+PLANNED = ("tensorrt", "ncnn", "ascend")
+
+
+def target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        ValueError: there is none.
+        UnsupportedError: not yet.
+    """
+    if name in PLANNED:
+        raise UnsupportedError(f"target {name!r} is not available yet")
+    if name not in TARGETS:
+        raise ValueError(f"unknown target {name!r}: choose one of {', '.join(TARGETS)}")
+    return TARGETS[name]
