@@ -13,6 +13,7 @@ mod embedding;
 mod emit;
 mod names;
 mod noise;
+mod pairs;
 mod plan;
 mod report;
 mod scales;
@@ -33,6 +34,7 @@ use names::Names;
 use report::Decisions;
 pub use report::{LayerRecord, TensorRecord};
 use sites::Sites;
+pub use weights::WeightGrid;
 
 /// First operator set with per-channel QuantizeLinear/DequantizeLinear.
 pub const MINIMUM_OPSET: i64 = 13;
@@ -44,8 +46,8 @@ pub struct Options {
     pub scheme: Scheme,
     /// How the range of an activation is chosen.
     pub method: Method,
-    /// A weight scale for each output channel, or one for the tensor.
-    pub per_channel: bool,
+    /// How fine the weights are.
+    pub weights: WeightGrid,
     /// How much time a less noisy result is worth: a relative noise of 1 in one place costs as much as this many times
     /// the float model's time. 0 asks for speed alone.
     pub noise_price: f64,
@@ -80,6 +82,11 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
     if let Some(reason) = too_old(model) {
         return Ok(left_float(model, &reason));
     }
+    // Kernels for int8 activations add in 32 bits everywhere.
+    let weights = WeightGrid {
+        pairs: options.weights.pairs && options.scheme == Scheme::Asymmetric,
+        ..options.weights
+    };
     let graph = Graph::new(model.graph());
     let sites = Sites::find(&graph);
     let suggested = scales::suggested(&sites, calibration, options.method, options.scheme);
@@ -87,7 +94,7 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
 
     let forced = forced_float(&graph, &sites, calibration, options);
     let candidates: Vec<bool> = (0..sites.all.len()).map(|i| !forced.contains_key(&i)).collect();
-    let noise = noise::estimate(&graph, &sites, &parameters(&candidates), calibration)?;
+    let noise = noise::estimate(&graph, &sites, &parameters(&candidates), calibration, weights)?;
     let limits = plan::Limits { candidates: &candidates, noise_price: options.noise_price };
     let best = plan::best(&graph, &sites, &limits, &noise, |value| calibration.elements(value));
 
@@ -98,7 +105,7 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
         int8: &best.int8,
         activations: &activations,
         scheme: options.scheme,
-        per_channel: options.per_channel,
+        weights,
         calibration,
         static_shapes: graph.has_static_inputs(),
     };

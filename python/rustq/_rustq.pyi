@@ -113,10 +113,13 @@ def quantize_static(
     method: str,
     percentile: float,
     per_channel: bool,
+    avoid_saturation: bool,
     noise_price: float,
     exclude: list[str],
 ) -> _Outcome: ...
-def quantize_dynamic(model: Model, *, per_channel: bool, exclude: list[str]) -> _Outcome: ...
+def quantize_dynamic(
+    model: Model, *, per_channel: bool, avoid_saturation: bool, exclude: list[str]
+) -> _Outcome: ...
 def quantize(
     x: _Float32, scale: list[float], zero_point: list[int], axis: int | None, dtype: str
 ) -> _Int: ...

@@ -34,6 +34,10 @@ class QuantConfig:
             50 and up to 100. The default 99.99 leaves one value in ten thousand outside.
         per_channel: one scale for each output channel of a weight (`True`), or one for the whole
             weight.
+        avoid_saturation: leave room in the weights for x86 processors without VNNI, on which ONNX
+            Runtime adds pairs of products in 16 bits: the result is then the same on every
+            processor. `False` makes weights up to one bit finer, for processors that are known to
+            have VNNI (or are ARM).
         weights: number format of the weights: `"int8"`. (`"int4"`, `"binary"` and `"log2"` are
             reserved names that `quantize` refuses with `UnsupportedError` for now.)
         noise_price: what accuracy is worth in time, at least 0: a relative noise of 1 in one place
@@ -60,6 +64,7 @@ class QuantConfig:
     method: str = "auto"
     percentile: float = 99.99
     per_channel: bool = True
+    avoid_saturation: bool = True
     weights: str = "int8"
     noise_price: float | None = None
     bias_correction: bool = False
@@ -79,7 +84,7 @@ class QuantConfig:
             raise ValueError(
                 f"percentile must be above 50 and at most 100, got {self.percentile!r}"
             )
-        for name in ("per_channel", "bias_correction", "equalize"):
+        for name in ("per_channel", "avoid_saturation", "bias_correction", "equalize"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.images is not None and not isinstance(self.images, ImageOptions):

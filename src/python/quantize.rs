@@ -6,14 +6,14 @@ use pyo3::types::PyDict;
 use super::calibration::{PyCalibration, parse_method, parse_scheme};
 use super::model::PyModel;
 use crate::qparams::{Dtype, QuantParams};
-use crate::quantize::{self, LayerRecord, Options, Quantized, TensorRecord};
+use crate::quantize::{self, LayerRecord, Options, Quantized, TensorRecord, WeightGrid};
 
 /// The model, a record for each layer, and notes.
 type Outcome<'py> = (PyModel, Vec<Bound<'py, PyDict>>, Vec<String>);
 
 /// Quantizes a folded model by what calibration saw.
 #[pyfunction]
-#[pyo3(signature = (model, calibration, *, scheme, method, percentile, per_channel, noise_price, exclude))]
+#[pyo3(signature = (model, calibration, *, scheme, method, percentile, per_channel, avoid_saturation, noise_price, exclude))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn quantize_static<'py>(
     py: Python<'py>,
@@ -23,13 +23,14 @@ pub(super) fn quantize_static<'py>(
     method: &str,
     percentile: f64,
     per_channel: bool,
+    avoid_saturation: bool,
     noise_price: f64,
     exclude: Vec<String>,
 ) -> PyResult<Outcome<'py>> {
     let options = Options {
         scheme: parse_scheme(scheme)?,
         method: parse_method(method, percentile)?,
-        per_channel,
+        weights: WeightGrid { per_channel, pairs: avoid_saturation },
         noise_price,
         exclude: exclude.into_iter().collect(),
     };
@@ -40,15 +41,17 @@ pub(super) fn quantize_static<'py>(
 
 /// Quantizes the weights of a folded model; activations follow at run time.
 #[pyfunction]
-#[pyo3(signature = (model, *, per_channel, exclude))]
+#[pyo3(signature = (model, *, per_channel, avoid_saturation, exclude))]
 pub(super) fn quantize_dynamic<'py>(
     py: Python<'py>,
     model: PyRef<'py, PyModel>,
     per_channel: bool,
+    avoid_saturation: bool,
     exclude: Vec<String>,
 ) -> PyResult<Outcome<'py>> {
     let (model, exclude) = (&model.0, exclude.into_iter().collect());
-    let done = py.detach(|| quantize::quantize_dynamic(model, per_channel, &exclude))?;
+    let grid = WeightGrid { per_channel, pairs: avoid_saturation };
+    let done = py.detach(|| quantize::quantize_dynamic(model, grid, &exclude))?;
     outcome(py, done)
 }
 

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::names::Names;
-use super::weights::{self, QuantizedWeights};
+use super::weights::{self, QuantizedWeights, WeightGrid};
 use super::{LayerRecord, Quantized, in_order, too_old};
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
@@ -21,7 +21,7 @@ use crate::tensor::tensor;
 ///
 /// # Errors
 /// As [`super::quantize_static`].
-pub fn quantize_dynamic(model: &Model, per_channel: bool, exclude: &HashSet<String>) -> Result<Quantized> {
+pub fn quantize_dynamic(model: &Model, grid: WeightGrid, exclude: &HashSet<String>) -> Result<Quantized> {
     if let Some(reason) = too_old(model) {
         return Ok(super::left_float(model, &reason));
     }
@@ -32,7 +32,7 @@ pub fn quantize_dynamic(model: &Model, per_channel: bool, exclude: &HashSet<Stri
     for id in 0..graph.nodes().len() {
         let Some(verdict) = verdict(&graph, id, exclude) else { continue };
         let weight_sqnr_db = match &verdict {
-            Ok(()) => Some(writer.product(id, per_channel)?),
+            Ok(()) => Some(writer.product(id, grid)?),
             Err(_) => None,
         };
         let quantized = verdict.is_ok();
@@ -80,15 +80,11 @@ struct Writer<'g, 'm> {
 
 impl<'m> Writer<'_, 'm> {
     /// Rewrites one product; returns the signal to noise ratio of its weights in dB.
-    fn product(&mut self, id: NodeId, per_channel: bool) -> Result<f64> {
+    fn product(&mut self, id: NodeId, grid: WeightGrid) -> Result<f64> {
         let original = self.graph.node(id);
         let mut nodes = Vec::new();
         let DynamicInput([x, x_scale, x_zero]) = self.input(&original.input[0], &mut nodes);
-        let quantized = weights::quantize_tensor(
-            weights::weight_of(self.graph, id)?,
-            weights::channel_axis(self.graph, id),
-            per_channel,
-        )?;
+        let quantized = weights::quantize(self.graph, id, None, grid)?;
         let (w, w_scale) = self.weight(id, &quantized);
         let output = original.output[0].as_str();
         let [integers, cast, scale, product] = ["integers", "cast", "product_scale", "product"]

@@ -38,7 +38,7 @@ pub(crate) fn verdict(graph: &Graph, id: NodeId) -> Option<Result<(), String>> {
 pub(crate) fn quantize(graph: &Graph, id: NodeId, names: &mut Names, patch: &mut Patch) -> Result<f64> {
     let original = graph.node(id);
     let (table, ids, output) = (&original.input[0], &original.input[1], &original.output[0]);
-    let rows_on_grid = weights::quantize_tensor(graph.constant(table).expect("the verdict saw it"), 0, true)?;
+    let rows_on_grid = weights::quantize_rows(graph.constant(table).expect("the verdict saw it"))?;
     let (integers, scale) = (names.get(&format!("{table}_quantized")), names.get(&format!("{table}_scale")));
     patch.initializer(tensor(&integers, &rows_on_grid.dims, &rows_on_grid.values));
     patch.initializer(tensor(&scale, &[rows_on_grid.dims[0], 1], &rows_on_grid.params.scale));

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::names::Names;
 use super::sites::{Site, Sites};
-use super::weights::QuantizedWeights;
+use super::weights::{QuantizedWeights, WeightGrid};
 use crate::calibration::Calibration;
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
@@ -59,7 +59,7 @@ pub(crate) struct Plan<'p, 'm> {
     pub int8: &'p [bool],
     pub activations: &'p HashMap<&'m str, QuantParams>,
     pub scheme: Scheme,
-    pub per_channel: bool,
+    pub weights: WeightGrid,
     pub calibration: &'p Calibration,
     /// Whether every input of the model has a fixed shape.
     pub static_shapes: bool,

@@ -21,7 +21,7 @@
 use std::collections::HashMap;
 
 use super::sites::{Site, Sites};
-use super::weights::{Channels, channel_axis};
+use super::weights::{WeightGrid, limits};
 use crate::calibration::Calibration;
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt};
@@ -57,8 +57,9 @@ pub(crate) fn estimate<'m>(
     sites: &Sites<'m>,
     activations: &HashMap<&'m str, QuantParams>,
     calibration: &Calibration,
+    grid: WeightGrid,
 ) -> Result<Noise<'m>> {
-    let model = Model::new(graph, sites, calibration)?;
+    let model = Model::new(graph, sites, calibration, grid)?;
     let sensitivity = model.sensitivity();
     let of_value = |value: &'m str| {
         let observer = calibration.get(value)?;
@@ -93,8 +94,13 @@ struct Model<'a, 'm> {
 }
 
 impl<'a, 'm> Model<'a, 'm> {
-    fn new(graph: &'a Graph<'m>, sites: &'a Sites<'m>, calibration: &'a Calibration) -> Result<Self> {
-        let weights = sites.all.iter().map(|site| Weights::of(graph, site)).collect::<Result<_>>()?;
+    fn new(
+        graph: &'a Graph<'m>,
+        sites: &'a Sites<'m>,
+        calibration: &'a Calibration,
+        grid: WeightGrid,
+    ) -> Result<Self> {
+        let weights = sites.all.iter().map(|site| Weights::of(graph, site, grid)).collect::<Result<_>>()?;
         let variance = |value: &'m str| Some((value, calibration.get(value)?.variance()));
         let variances = sites.values().into_iter().filter_map(variance).collect();
         Ok(Self { graph, sites, calibration, weights, variances })
@@ -190,17 +196,17 @@ fn mean(observer: Option<&Observer>, slope: &dyn Fn(f64) -> f64) -> f64 {
 }
 
 impl Weights {
-    fn of(graph: &Graph, site: &Site) -> Result<Self> {
+    fn of(graph: &Graph, site: &Site, grid: WeightGrid) -> Result<Self> {
         let node = graph.node(site.id);
         let weight = site.op.weight.and_then(|index| graph.constant(node.input_at(index)?));
         let Some(weight) = weight else { return Ok(Self { squared: 1.0, squared_errors: 0.0 }) };
         let (values, dims) = (floats(weight)?, shape(weight)?);
-        let channels = Channels::new(&dims, channel_axis(graph, site.id));
-        let count = channels.count.max(1) as f64;
+        let limits = limits(graph, site.id, &values, &dims, grid);
+        let count = limits.len().max(1) as f64;
         let per_channel = values.len() as f64 / count;
         let squares: f64 = values.iter().map(|&w| f64::from(w).powi(2)).sum();
-        let step = |absmax: &f32| f64::from(absmax / 127.0).powi(2) / 12.0;
-        let errors: f64 = channels.abs_max(&values).iter().map(step).sum();
+        let step = |limit: &f32| f64::from(limit / 127.0).powi(2) / 12.0;
+        let errors: f64 = limits.iter().map(step).sum();
         Ok(Self { squared: squares / count, squared_errors: errors / count * per_channel })
     }
 }

@@ -1,12 +1,14 @@
 //! Weights and biases on the integer grid.
 //!
-//! Weights: symmetric int8, s_w\[c\] = absmax\[c\] / 127 per output channel c. Bias: int32 with the scale
+//! Weights: symmetric int8, s_w\[c\] = limit\[c\] / 127 per output channel c, the limit being absmax or what leaves room
+//! for [pairs of products](super::pairs) and for the bias. Bias: int32 with the scale
 //! s_x · s_w\[c\] and zero point 0, so that the kernel adds it to its int32 sums as it is
 //! (Jacob et al. 2018, equation 11).
 
 use rayon::prelude::*;
 
 use super::noise::decibels;
+use super::pairs;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::kernels;
@@ -20,6 +22,15 @@ const BIAS_LIMIT: f64 = (1_i64 << 30) as f64;
 
 /// Integer magnitude that the bias of a channel without weights is given.
 const DEAD_CHANNEL_BIAS: f64 = (1_i64 << 24) as f64;
+
+/// What decides how fine the grid of weights is.
+#[derive(Debug, Clone, Copy)]
+pub struct WeightGrid {
+    /// A scale for each output channel, or one for the tensor.
+    pub per_channel: bool,
+    /// Whether to leave room for [pairs of products](super::pairs) in 16 bits.
+    pub pairs: bool,
+}
 
 /// Weights of one operator as integers, and its bias if it has one.
 pub(crate) struct QuantizedWeights {
@@ -35,22 +46,46 @@ pub(crate) struct QuantizedWeights {
     pub dead_channels: usize,
 }
 
-/// Quantizes the weights of node `id`, whose input has the scale `input_scale`, and a bias with one value per channel.
+/// Quantizes the weights of node `id`, and a bias: one value per channel, and the scale of the input.
 ///
 /// # Errors
 /// [`Error::Tensor`] when weights are not finite, or bias and weights do not fit together.
 pub(crate) fn quantize(
     graph: &Graph,
     id: NodeId,
-    bias: Option<&[f32]>,
-    input_scale: f32,
-    per_channel: bool,
+    bias: Option<(&[f32], f32)>,
+    grid: WeightGrid,
 ) -> Result<QuantizedWeights> {
-    let grid_bias = bias.map(|bias| (bias, input_scale));
-    let (mut weights, scale) =
-        on_grid(weight_of(graph, id)?, channel_axis(graph, id), grid_bias, per_channel)?;
-    weights.bias = bias.map(|bias| quantize_bias(bias, input_scale, &scale));
-    Ok(weights)
+    let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
+    let (values, dims) = (finite(weight)?, shape(weight)?);
+    let mut limits = limits(graph, id, &values, &dims, grid);
+    if let Some((bias, input_scale)) = bias {
+        if bias.len() != dims[axis] {
+            let reason = format!("{} channels, but {} bias values", dims[axis], bias.len());
+            return Err(Error::tensor(weight.name(), reason));
+        }
+        leave_room_for_bias(&mut limits, bias, input_scale);
+    }
+    let mut quantized = on_grid(&values, dims, axis, limits, grid.per_channel);
+    quantized.bias = bias.map(|(bias, input_scale)| quantize_bias(bias, input_scale, &quantized.params));
+    Ok(quantized)
+}
+
+/// The magnitude that 127 stands for, for each output channel of the weights of node `id`.
+pub(crate) fn limits(
+    graph: &Graph,
+    id: NodeId,
+    values: &[f32],
+    dims: &[usize],
+    grid: WeightGrid,
+) -> Vec<f32> {
+    let axis = channel_axis(graph, id);
+    let mut limits = Channels::new(dims, axis).abs_max(values);
+    if grid.pairs {
+        let sums = pairs::largest_sums(graph.node(id), values, dims, axis);
+        limits.iter_mut().zip(sums).for_each(|(limit, sum)| *limit = limit.max(sum));
+    }
+    limits
 }
 
 /// The bias among the inputs of node `id`, one value per output channel.
@@ -76,49 +111,38 @@ pub(crate) fn weight_of<'m>(graph: &Graph<'m>, id: NodeId) -> Result<&'m TensorP
     weight.ok_or_else(|| Error::Model(format!("'{}' has no constant weights", node.label())))
 }
 
-/// The weights as integers, leaving room for a bias on an input of the given scale, and a scale for every channel.
+/// The weights as integers, 127 standing for the limit of each channel, or for the largest of all.
 fn on_grid(
-    weight: &TensorProto,
+    values: &[f32],
+    dims: Vec<usize>,
     axis: usize,
-    bias: Option<(&[f32], f32)>,
+    mut limits: Vec<f32>,
     per_channel: bool,
-) -> Result<(QuantizedWeights, Vec<f32>)> {
-    let (values, dims) = (finite(weight)?, shape(weight)?);
+) -> QuantizedWeights {
     let channels = Channels::new(&dims, axis);
-    let mut abs_max = channels.abs_max(&values);
-    let dead_channels = abs_max.iter().filter(|&&m| m == 0.0).count();
-    if let Some((bias, input_scale)) = bias {
-        if bias.len() != channels.count {
-            let reason = format!("{} channels, but {} bias values", channels.count, bias.len());
-            return Err(Error::tensor(weight.name(), reason));
-        }
-        leave_room_for_bias(&mut abs_max, bias, input_scale);
-    }
+    let dead_channels = channels.abs_max(values).iter().filter(|&&m| m == 0.0).count();
     if !per_channel {
-        let all = abs_max.iter().fold(0.0, |a: f32, &b| a.max(b));
-        abs_max.fill(all);
+        let all = limits.iter().fold(0.0, |a: f32, &b| a.max(b));
+        limits.fill(all);
     }
-    let mut params = QuantParams::per_channel(&abs_max, axis);
-    let scale = params.scale.clone();
-    let (quantized, noise) = channels.quantize(&values, &scale);
+    let mut params = QuantParams::per_channel(&limits, axis);
+    let (quantized, noise) = channels.quantize(values, &params.scale);
     let power: f64 = values.iter().map(|&v| f64::from(v).powi(2)).sum();
     if !per_channel {
-        params = QuantParams { scale: scale[..1].to_vec(), zero_point: vec![0], axis: None, ..params };
+        params = QuantParams { scale: params.scale[..1].to_vec(), zero_point: vec![0], axis: None, ..params };
     }
     let sqnr_db = decibels(power / noise);
-    Ok((QuantizedWeights { values: quantized, dims, params, bias: None, sqnr_db, dead_channels }, scale))
+    QuantizedWeights { values: quantized, dims, params, bias: None, sqnr_db, dead_channels }
 }
 
-/// Quantizes a constant, one scale for each index of `axis` or one for all, without a thought of a bias.
+/// Quantizes the rows of a constant, without a thought of sums.
 ///
 /// # Errors
 /// [`Error::Tensor`] when it is not finite.
-pub(crate) fn quantize_tensor(
-    tensor: &TensorProto,
-    axis: usize,
-    per_channel: bool,
-) -> Result<QuantizedWeights> {
-    Ok(on_grid(tensor, axis, None, per_channel)?.0)
+pub(crate) fn quantize_rows(tensor: &TensorProto) -> Result<QuantizedWeights> {
+    let (values, dims) = (finite(tensor)?, shape(tensor)?);
+    let limits = Channels::new(&dims, 0).abs_max(&values);
+    Ok(on_grid(&values, dims, 0, limits, true))
 }
 
 /// Axis of the output channels in the weights.
@@ -132,16 +156,17 @@ pub(crate) fn channel_axis(graph: &Graph, id: NodeId) -> usize {
 }
 
 /// Rounds a bias to the grid s_x · s_w\[c\]; returns the integers and that scale.
-fn quantize_bias(bias: &[f32], input_scale: f32, weight_scale: &[f32]) -> (Vec<i32>, Vec<f32>) {
-    let scale: Vec<f32> = weight_scale.iter().map(|&s| input_scale * s).collect();
+fn quantize_bias(bias: &[f32], input_scale: f32, weights: &QuantParams) -> (Vec<i32>, Vec<f32>) {
+    let scales = weights.scale.iter().cycle().take(bias.len());
+    let scale: Vec<f32> = scales.map(|&s| input_scale * s).collect();
     let round = |(&b, &s): (&f32, &f32)| (f64::from(b) / f64::from(s)).round_ties_even() as i32;
     (bias.iter().zip(&scale).map(round).collect(), scale)
 }
 
-/// Raises the scale of a channel whose bias would not fit into int32, or which has nothing but a bias.
-fn leave_room_for_bias(abs_max: &mut [f32], bias: &[f32], input_scale: f32) {
+/// Raises the limit of a channel whose bias would not fit into int32, or which has nothing but a bias.
+fn leave_room_for_bias(limits: &mut [f32], bias: &[f32], input_scale: f32) {
     let least = |&b: &f32, limit: f64| (127.0 * f64::from(b.abs()) / (f64::from(input_scale) * limit)) as f32;
-    for (m, b) in abs_max.iter_mut().zip(bias) {
+    for (m, b) in limits.iter_mut().zip(bias) {
         *m = m.max(least(b, if *m == 0.0 { DEAD_CHANNEL_BIAS } else { BIAS_LIMIT }));
     }
 }

@@ -16,7 +16,10 @@ def make(job: Job) -> Outcome:
     if job.calibration is None:
         return Outcome(
             *_rustq.quantize_dynamic(
-                job.model, per_channel=config.per_channel, exclude=list(job.excluded)
+                job.model,
+                per_channel=config.per_channel,
+                avoid_saturation=config.avoid_saturation,
+                exclude=list(job.excluded),
             )
         )
     price = config.noise_price
@@ -28,6 +31,7 @@ def make(job: Job) -> Outcome:
             method=config.method,
             percentile=config.percentile,
             per_channel=config.per_channel,
+            avoid_saturation=config.avoid_saturation,
             noise_price=NOISE_PRICE[job.scheme] if price is None else price,
             exclude=list(job.excluded),
         )

@@ -80,7 +80,8 @@ impl<'m> Emitter<'_, 'm> {
         let own_bias = weights::bias(plan.graph, site.id)?;
         let bias_behind = if own_bias.is_some() { None } else { self.bias_behind(site)? };
         let bias = own_bias.as_deref().or(bias_behind.as_ref().map(|behind| behind.values.as_slice()));
-        let quantized = weights::quantize(plan.graph, site.id, bias, input_scale, plan.per_channel)?;
+        let bias = bias.map(|bias| (bias, input_scale));
+        let quantized = weights::quantize(plan.graph, site.id, bias, plan.weights)?;
         let integers = tensor("", &quantized.dims, &quantized.values);
         // Without zero points ONNX Runtime does not fuse a Gemm, or what it makes a Gemm of; a Conv does without.
         let zero = (site.op.op_type != "Conv").then(|| self.zeros(&quantized.params));

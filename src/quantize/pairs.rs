@@ -1,0 +1,88 @@
+//! Pairs of weights whose products x86 processors without VNNI add up in 16 bits.
+//!
+//! There ONNX Runtime's kernels multiply uint8 activations by int8 weights with `vpmaddubsw`, which adds the products of
+//! the weights 2j and 2j + 1 of a sum and saturates at −2¹⁵ and 2¹⁵ − 1. With activations up to 255 the sum is exact if
+//! |q₂ⱼ + q₂ⱼ₊₁| ≤ 128, so the scale of a channel has to be at least |w₂ⱼ + w₂ⱼ₊₁| / 127: rounding adds 1 at the most.
+//! (Weights of opposite signs take from each other; each of them is within 127 anyway.)
+//!
+//! A sum runs over the rows of a matrix; of a convolution, over the positions of its window and, innermost, the channels.
+//! Depthwise convolutions have a kernel that adds in 32 bits. Which weights are neighbours, and that nothing else
+//! saturates, was found by giving ONNX Runtime 1.32 one pair of large weights at a time on such a processor.
+
+use crate::graph::NodeExt;
+use crate::onnx::NodeProto;
+
+/// The largest magnitude of the sum of a pair, for each output channel of the weights of `node` along `axis`.
+pub(super) fn largest_sums(node: &NodeProto, values: &[f32], dims: &[usize], axis: usize) -> Vec<f32> {
+    let count = dims[axis];
+    if axis != 0 {
+        return of_columns(values, count);
+    }
+    let (depth, window) = (dims[1], dims[2..].iter().product());
+    let depthwise = node.is("Conv") && depth == 1 && node.int("group", 1) == count as i64;
+    if depthwise || depth * window == 0 {
+        return vec![0.0; count];
+    }
+    values.chunks_exact(depth * window).map(|row| of_row(row, depth, window)).collect()
+}
+
+/// Of a matrix whose columns are the channels.
+fn of_columns(values: &[f32], count: usize) -> Vec<f32> {
+    let mut largest = vec![0.0; count];
+    for pair in values.chunks_exact(2 * count.max(1)) {
+        let (even, odd) = pair.split_at(count);
+        for ((most, a), b) in largest.iter_mut().zip(even).zip(odd) {
+            *most = greater(*most, (a + b).abs());
+        }
+    }
+    largest
+}
+
+/// Of one output channel: `depth` input channels, each with the `window` positions of the kernel.
+fn of_row(row: &[f32], depth: usize, window: usize) -> f32 {
+    let sum = |a: &f32, b: &f32| (a + b).abs();
+    if depth.is_multiple_of(2) || window == 1 {
+        let pairs = row.chunks_exact(2 * window).map(|pair| pair.split_at(window));
+        return pairs
+            .flat_map(|(even, odd)| even.iter().zip(odd))
+            .fold(0.0, |m, (a, b)| greater(m, sum(a, b)));
+    }
+    let weight = |k: usize| &row[k % depth * window + k / depth];
+    (1..row.len()).step_by(2).fold(0.0, |most, k| greater(most, sum(weight(k - 1), weight(k))))
+}
+
+fn greater(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::patch::{int_attribute, node};
+
+    #[test]
+    fn neighbours_along_the_sum() {
+        // Two output channels; three input channels with two positions each: the sum runs 0, 2, 4, 1, 3, 5.
+        let values = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, -1.0, 3.0, 1.0, -5.0, 0.0, 2.0];
+        let conv = node("Conv", "", &[], &[]);
+        assert_eq!(largest_sums(&conv, &values, &[2, 3, 2], 0), [40.0, 3.0]);
+        // An even number of channels: 0, 2 and 1, 3; then 4, 6 and 5, 7.
+        let row = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, -7.0];
+        assert_eq!(largest_sums(&conv, &row, &[1, 4, 2], 0), [80.0]);
+    }
+
+    #[test]
+    fn matrices_in_both_layouts() {
+        let values = [1.0, -2.0, 3.0, -4.0, 9.0, 9.0];
+        assert_eq!(largest_sums(&node("MatMul", "", &[], &[]), &values, &[3, 2], 1), [4.0, 6.0]);
+        assert_eq!(largest_sums(&node("Gemm", "", &[], &[]), &values, &[2, 3], 0), [1.0, 5.0]);
+    }
+
+    #[test]
+    fn depthwise_kernels_add_in_32_bits() {
+        let mut conv = node("Conv", "", &[], &[]);
+        conv.attribute.push(int_attribute("group", 2));
+        assert_eq!(largest_sums(&conv, &[1.0, 1.0, 1.0, 1.0], &[2, 1, 2], 0), [0.0, 0.0]);
+        assert_eq!(largest_sums(&conv, &[1.0; 8], &[4, 1, 2], 0), [2.0; 4]);
+    }
+}
