@@ -18,7 +18,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/maturin
 WITH_PYTHON := PYO3_PYTHON="$(abspath $(PY))"
 
-.PHONY: help demo develop test test-rust test-python check format lint lint-rust lint-python docs bench bench-fold zoo \
+.PHONY: help demo develop test test-rust test-python check format lint lint-rust lint-python docs bench bench-fold bench-peers zoo \
 	release wheel sdist clean
 
 help: ## list the targets
@@ -76,6 +76,10 @@ bench-fold: release $(TOOLS) ## compare folding with other simplifiers: time, ru
 	$(PY) -m pip install --quiet -r benches/requirements.txt -r benches/requirements-fold.txt
 	$(PY) benches/fold.py
 	$(PY) benches/fold_rules.py
+
+bench-peers: release $(TOOLS) ## quantize the zoo with other tools, at several settings each (heavy: hours, 12 GB)
+	$(PY) -m pip install --quiet -r benches/requirements.txt uv
+	$(PY) benches/peers.py
 
 release: $(BUILDER) ## set up and build with every optimization, into .venv
 	rm -f $(INSTALLED)

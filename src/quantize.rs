@@ -53,6 +53,8 @@ pub struct Options {
     pub noise_price: f64,
     /// Nodes that stay float, by [label](NodeExt::label).
     pub exclude: HashSet<String>,
+    /// Whether everything else that has an integer kernel runs on it, whatever that costs.
+    pub everything: bool,
 }
 
 /// A quantized model and how it came about.
@@ -95,7 +97,11 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
     let forced = forced_float(&graph, &sites, calibration, options);
     let candidates: Vec<bool> = (0..sites.all.len()).map(|i| !forced.contains_key(&i)).collect();
     let noise = noise::estimate(&graph, &sites, &parameters(&candidates), calibration, weights)?;
-    let limits = plan::Limits { candidates: &candidates, noise_price: options.noise_price };
+    let limits = plan::Limits {
+        candidates: &candidates,
+        noise_price: options.noise_price,
+        everything: options.everything,
+    };
     let best = plan::best(&graph, &sites, &limits, &noise, |value| calibration.elements(value));
 
     let activations = parameters(&best.int8);

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rustq.errors import DataError, ModelError, RustqError, UnsupportedError
     from rustq.folding import FoldedModel, FoldRecord
     from rustq.model import Model, QuantizedModel
+    from rustq.ranking import Sensitivity, sensitivity
     from rustq.report import Report
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "QuantizedModel",
     "Report",
     "RustqError",
+    "Sensitivity",
     "UnsupportedError",
     "__version__",
     "calibrate",
@@ -45,6 +47,7 @@ __all__ = [
     "kernels",
     "load",
     "quantize",
+    "sensitivity",
 ]
 
 _HOMES = {
@@ -55,6 +58,7 @@ _HOMES = {
     "folding": ("FoldedModel", "FoldRecord"),
     "errors": ("DataError", "ModelError", "RustqError", "UnsupportedError"),
     "model": ("Model", "QuantizedModel"),
+    "ranking": ("Sensitivity", "sensitivity"),
     "report": ("Report",),
 }
 """Where each public name lives. Modules are imported when one of their names is first used, so

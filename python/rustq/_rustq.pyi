@@ -116,6 +116,7 @@ def quantize_static(
     avoid_saturation: bool,
     noise_price: float,
     exclude: list[str],
+    everything: bool,
 ) -> _Outcome: ...
 def quantize_dynamic(
     model: Model, *, per_channel: bool, avoid_saturation: bool, exclude: list[str]

@@ -117,6 +117,12 @@ def commands(context: click.Context) -> None:
 @click.option("--percentile", type=float, help="For --method percentile.  [default: 99.99]")
 @click.option("--exclude", multiple=True, help="Node that stays float: a name or glob. Repeatable.")
 @click.option("--per-tensor", is_flag=True, help="One scale per weight, not per channel.")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    help="Energy of the outputs' error allowed, relative to theirs: 0.01 is 20 dB. Layers that cost"
+    " too much stay float.",
+)
 @click.option("-o", "--output", type=MODEL, help="File to write.  [default: MODEL.int8.onnx]")
 @as_json
 @data_options
@@ -129,6 +135,7 @@ def quantize(
     as_json: bool,
     images: ImageOptions | None,
     per_tensor: bool,
+    max_drop: float | None,
     **knobs: Any,
 ) -> None:
     """Quantize MODEL to INT8, static with --data, dynamic without."""
@@ -144,6 +151,7 @@ def quantize(
             scheme=scheme,
             target=target,
             config=settings,
+            max_drop=max_drop,
             progress=progress,
         )
     files = result.save(path)
@@ -278,6 +286,47 @@ def _prospect(op_counts: dict[str, int], weight_bytes: int) -> str:
         f"weights: {text.size(weight_bytes)}, about {text.size(weight_bytes // 4)} in int8\n"
         f"candidates for int8: {', '.join(counted)}{folded}"
     )
+
+
+@commands.command()
+@click.argument("model", type=MODEL)
+@click.option("--data", metavar="PATH", required=True, help=DATA_HELP)
+@click.option("--scheme", type=click.Choice(SCHEMES), default="asym", show_default=True)
+@click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True)
+@click.option("--exact", is_flag=True, help="Measure every layer by itself: slow.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=20, show_default=True, help="Layers shown."
+)
+@as_json
+@data_options
+def sensitivity(
+    model: Path,
+    data: str,
+    scheme: str,
+    exact: bool,
+    top: int,
+    as_json: bool,
+    images: ImageOptions | None,
+    **knobs: Any,
+) -> None:
+    """Rank the layers of MODEL by what their int8 forms do to its outputs."""
+    import rustq
+    from rustq.ranking import HEADER
+
+    settings = config(images=images, **knobs)
+    with reporting(True, "measuring") as progress:
+        found = rustq.sensitivity(
+            model, Path(data), scheme=scheme, config=settings, exact=exact, progress=progress
+        )
+    if as_json:
+        console.show_json(found.to_dict())
+        return
+    # The last column is a user's metric, which the command line has none of.
+    rows = [row[:-1] for row in found.rows()]
+    console.show_table("layers in int8, the most harmful first", HEADER[:-1], rows[:top])
+    if len(rows) > top:
+        click.echo(f"{len(rows) - top} more, see --top\n")
+    click.echo(found.summary())
 
 
 @commands.command()

@@ -168,14 +168,14 @@ def compare(
     sessions = [_session(source, threads, config) for source in sources]
     names = _common_outputs(*sessions)
     stream = feeds(data, inputs_of(sessions[0]), config.images)
-    tallies = {name: _Tally(name) for name, _ in names}
+    tallies = {name: Tally(name) for name, _ in names}
     first: Feed | None = None
     samples = 0
     with reporting(progress, "comparing") as report:
         for feed in stream:
             first = feed if first is None else first
-            expected = _run(sessions[0], [name for name, _ in names], feed, samples)
-            actual = _run(sessions[1], [name for _, name in names], feed, samples)
+            expected = run(sessions[0], [name for name, _ in names], feed, samples)
+            actual = run(sessions[1], [name for _, name in names], feed, samples)
             for (name, _), one, other in zip(names, expected, actual, strict=True):
                 tallies[name].add(one, other)
             samples += 1
@@ -242,14 +242,14 @@ def _common_outputs(model: Session, quantized: Session) -> list[tuple[str, str]]
     return list(zip(first, second, strict=True))
 
 
-def _run(session: Session, outputs: Sequence[str], feed: Feed, sample: int) -> Sequence[Any]:
+def run(session: Session, outputs: Sequence[str], feed: Feed, sample: int) -> Sequence[Any]:
     try:
         return session.run(list(outputs), feed)
     except Exception as error:
         raise DataError(f"sample {sample}: ONNX Runtime cannot run it: {error}") from error
 
 
-class _Tally:
+class Tally:
     """Sums over the values of one output, feed by feed, in float64."""
 
     def __init__(self, name: str) -> None:

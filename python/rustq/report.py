@@ -56,6 +56,8 @@ class LayerReport:
             exact, `None` if not measured.
         weight_sqnr_db: the same for its weight.
         macs: multiply-accumulates for one sample, `None` if its shapes are not known.
+        output_sqnr_db: for a layer that `max_drop` left in float, the model's output SQNR in dB if
+            its int8 form were the only error, estimated; else `None`.
     """
 
     name: str
@@ -67,6 +69,7 @@ class LayerReport:
     activation_sqnr_db: float | None = None
     weight_sqnr_db: float | None = None
     macs: int | None = None
+    output_sqnr_db: float | None = None
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> LayerReport:
@@ -110,6 +113,8 @@ class Report:
         samples: number of calibration feeds, `None` for dynamic quantization.
         seconds: wall-clock time of the whole work.
         versions: versions of rustq and of what it ran on.
+        max_drop: the limit that was asked for, `None` without one.
+        drop: what was measured against it; see `rustq.quantize`.
     """
 
     layers: tuple[LayerReport, ...]
@@ -124,6 +129,8 @@ class Report:
     samples: int | None = None
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
+    max_drop: float | None = None
+    drop: float | None = None
 
     @classmethod
     def from_records(cls, layers: Iterable[Mapping[str, Any]], **facts: Any) -> Report:

@@ -13,7 +13,7 @@ type Outcome<'py> = (PyModel, Vec<Bound<'py, PyDict>>, Vec<String>);
 
 /// Quantizes a folded model by what calibration saw.
 #[pyfunction]
-#[pyo3(signature = (model, calibration, *, scheme, method, percentile, per_channel, avoid_saturation, noise_price, exclude))]
+#[pyo3(signature = (model, calibration, *, scheme, method, percentile, per_channel, avoid_saturation, noise_price, exclude, everything))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn quantize_static<'py>(
     py: Python<'py>,
@@ -26,6 +26,7 @@ pub(super) fn quantize_static<'py>(
     avoid_saturation: bool,
     noise_price: f64,
     exclude: Vec<String>,
+    everything: bool,
 ) -> PyResult<Outcome<'py>> {
     let options = Options {
         scheme: parse_scheme(scheme)?,
@@ -33,6 +34,7 @@ pub(super) fn quantize_static<'py>(
         weights: WeightGrid { per_channel, pairs: avoid_saturation },
         noise_price,
         exclude: exclude.into_iter().collect(),
+        everything,
     };
     let (model, calibration) = (&model.0, &calibration.0);
     let done = py.detach(|| quantize::quantize_static(model, calibration, &options))?;

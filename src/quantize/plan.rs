@@ -33,6 +33,8 @@ pub(crate) struct Limits<'l> {
     pub candidates: &'l [bool],
     /// Times the float model's time that a relative noise of 1 is worth.
     pub noise_price: f64,
+    /// Whether all that may do, whatever it costs.
+    pub everything: bool,
 }
 
 /// Finds the best assignment.
@@ -69,7 +71,8 @@ pub(crate) fn best(
             network.written(producer, if hands_out_floats { 0.0 } else { noisy });
         }
     }
-    Assignment { int8: network.cut(), costs }
+    let int8 = if limits.everything { limits.candidates.to_vec() } else { network.cut() };
+    Assignment { int8, costs }
 }
 
 /// The flow network. Capacities are picoseconds.

@@ -30,6 +30,7 @@ class Job:
         scheme: one of the target's.
         config: every other choice.
         excluded: names of the nodes that stay float.
+        everything: whether all others that can run in int8 do, whatever that costs.
     """
 
     model: _rustq.Model
@@ -37,6 +38,7 @@ class Job:
     scheme: str
     config: QuantConfig
     excluded: Sequence[str]
+    everything: bool = False
 
 
 @dataclass(frozen=True)

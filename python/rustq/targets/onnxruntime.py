@@ -34,5 +34,6 @@ def make(job: Job) -> Outcome:
             avoid_saturation=config.avoid_saturation,
             noise_price=NOISE_PRICE[job.scheme] if price is None else price,
             exclude=list(job.excluded),
+            everything=job.everything,
         )
     )
