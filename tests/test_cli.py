@@ -70,7 +70,7 @@ def failed(ran: Ran, *parts: str, status: int = 1) -> None:
 # ---------------------------------------------------------------------- usage
 def test_version_and_help(run: Any) -> None:
     assert run("--version").out.startswith("rustq ")
-    for command in ("quantize", "calibrate", "fold", "inspect", "compare", "demo"):
+    for command in ("quantize", "calibrate", "sensitivity", "fold", "inspect", "compare", "demo"):
         ran = run(command, "--help")
         assert ran.status == 0
         assert f"rustq {command}" in ran.out
@@ -212,6 +212,26 @@ def test_inspect(run: Any, model: Path) -> None:
     assert values["inputs"][0]["name"] == demo.INPUT
     assert values["op_counts"]["Conv"] > 0
     assert values["weight_bytes"] > 0
+
+
+def test_sensitivity(run: Any, model: Path, data: Path) -> None:
+    ran = run("sensitivity", model, "--data", data, "--top", 1)
+    assert (ran.status, ran.err) == (0, "")
+    for part in ("output SQNR", "share of noise", "more, see --top", "layers in int8"):
+        assert part in ran.out
+    values = run("sensitivity", model, "--data", data, "--json").json()
+    noises = [layer["noise"] for layer in values["layers"]]
+    assert noises == sorted(noises, reverse=True)
+    assert sum(noises) == pytest.approx(values["noise"])
+
+
+def test_a_limit_on_the_error(run: Any, model: Path, data: Path) -> None:
+    values = run("quantize", model, "--data", data, "--max-drop", "1e-4", "--json").json()
+    report = values["report"]
+    assert report["drop"] <= report["max_drop"] == 1e-4
+    assert any(layer["reason"] == "kept float for max_drop=0.0001" for layer in report["layers"])
+    failed(run("quantize", model, "--data", data, "--max-drop", "-1"), "--max-drop", status=2)
+    failed(run("quantize", model, "--max-drop", "1"), "samples are needed")
 
 
 def test_compare(run: Any, model: Path, data: Path) -> None:
