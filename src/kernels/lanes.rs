@@ -1,13 +1,14 @@
 //! The range-free histogram, counted in lanes that stay in the cache.
 //!
 //! Equal values often follow each other, and incrementing a counter waits for the increment before. So successive values
-//! go to different lanes of a bin, which share a cache line. The counters are short and one table per thread serves every
-//! tensor: it stays in the cache, where the long counters of many tensors would not. Afterwards, the bins between the
-//! extremes are added to the tensor's own counters, one after the other, which memory is quick at.
+//! go to different lanes, each a table of its own. These tables belong to the thread and serve every tensor: the bins in
+//! use stay in the cache, where the long counters of many tensors would not. Afterwards, the bins between the extremes
+//! are added to the tensor's own counters, one after the other, which memory is quick at.
 
 use std::cell::RefCell;
+use std::ops::RangeInclusive;
 
-use super::{BINS, BinTable, min_max};
+use super::{BINS, BinTable, least_magnitude, min_max};
 
 const LANES: usize = 4;
 
@@ -15,33 +16,35 @@ const LANES: usize = 4;
 const SIGN: usize = 1 << 15;
 
 /// No counter can overflow before so many values were counted.
-pub(super) const MOST: usize = LANES * u16::MAX as usize;
+pub(super) const MOST: usize = u32::MAX as usize;
 
 /// Fewer values are counted sooner than a table is walked through.
-pub(super) const WORTHWHILE: usize = 1 << 14;
+pub(super) const WORTHWHILE: usize = 1 << 13;
 
 /// Fits into the first-level cache.
 const BLOCK: usize = 4096;
 
-type Table = [[u16; LANES]; BINS];
+/// Counters of 32 bits: shorter ones are slower to forward from one increment to the next. Lanes are a few cache lines
+/// longer than needed, lest all counters of a bin compete for one place in the cache.
+type Table = [[u32; BINS + 48]; LANES];
 
 thread_local! {
     /// All zeros between calls.
     static TABLE: RefCell<Box<Table>> =
-        RefCell::new(vec![[0; LANES]; BINS].into_boxed_slice().try_into().expect("BINS counters"));
+        RefCell::new(vec![[0; _]; LANES].into_boxed_slice().try_into().expect("LANES lanes"));
 }
 
 /// Smallest and largest of at most [`MOST`] values, counted.
 pub(super) fn observe(x: &[f32], table: &mut BinTable) -> Option<(f32, f32)> {
-    const { assert!(BLOCK.is_multiple_of(LANES)) };
     debug_assert!(x.len() <= MOST);
     TABLE.with_borrow_mut(|lanes| {
-        let mut found = None;
+        let (mut found, mut least) = (None, f32::INFINITY);
         for block in x.chunks(BLOCK) {
             found = wider(found, min_max(block));
+            least = least.min(least_magnitude(block));
             count(block, lanes);
         }
-        add_up(lanes, table, found, x.len() as u64);
+        add_up(lanes, table, found.unwrap_or((0.0, 0.0)), least, x.len() as u64);
         found
     })
 }
@@ -59,45 +62,60 @@ fn bin(v: f32) -> usize {
 }
 
 fn count(x: &[f32], lanes: &mut Table) {
-    let (chunks, tail) = x.as_chunks::<LANES>();
+    /// More than lanes only to loop less often.
+    const STEP: usize = 8;
+    const { assert!(STEP.is_multiple_of(LANES)) };
+    let (chunks, tail) = x.as_chunks::<STEP>();
     for chunk in chunks {
-        for (lane, &v) in chunk.iter().enumerate() {
-            lanes[bin(v)][lane] += 1;
+        for (i, &v) in chunk.iter().enumerate() {
+            lanes[i % LANES][bin(v)] += 1;
         }
     }
-    for (lane, &v) in tail.iter().enumerate() {
-        lanes[bin(v)][lane] += 1;
+    for &v in tail {
+        lanes[0][bin(v)] += 1;
     }
 }
 
-/// Moves the counts of `expected` values, between these extremes unless they are NaN, to `table`.
-fn add_up(lanes: &mut Table, table: &mut BinTable, found: Option<(f32, f32)>, expected: u64) {
-    let (lo, hi) = found.unwrap_or((0.0, 0.0));
-    let positive = 0..=if hi > 0.0 { bin(hi) } else { 0 };
-    let negative = SIGN..=if lo < 0.0 { bin(lo) } else { SIGN };
-    let mut added = 0;
-    for bins in [positive, negative] {
-        added += move_counts(&mut lanes[bins.clone()], &mut table[bins]);
-    }
-    if added < expected {
-        move_counts(&mut lanes[..], &mut table[..]);
+/// Moves the counts of `expected` values to `table`: all of them, unless some are NaN, are zeros, or numbers between the
+/// extremes of at least this magnitude.
+fn add_up(lanes: &mut Table, table: &mut BinTable, (lo, hi): (f32, f32), least: f32, expected: u64) {
+    let least = bin(least);
+    let ranges = [0..=0, least..=bin(hi.max(0.0)), SIGN..=SIGN, SIGN + least..=SIGN + bin(lo.min(0.0).abs())];
+    let moved: u64 = ranges.into_iter().map(|bins| move_counts(lanes, table, bins)).sum();
+    if moved < expected {
+        move_counts(lanes, table, 0..=BINS - 1);
     }
 }
 
-/// Moves counts, and tells how many.
-fn move_counts(lanes: &mut [[u16; LANES]], table: &mut [u64]) -> u64 {
-    /// A cache line of lanes.
-    const LINE: usize = 8;
+/// Moves the counts of these bins, and of some beside them, and tells how many.
+fn move_counts(lanes: &mut Table, table: &mut BinTable, bins: RangeInclusive<usize>) -> u64 {
+    /// Bins that are looked at together: most are empty.
+    const GROUP: usize = 16;
     let mut moved = 0;
-    for (lanes, counts) in lanes.chunks_mut(LINE).zip(table.chunks_mut(LINE)) {
-        if lanes.as_flattened().iter().fold(0, |any, lane| any | lane) == 0 {
+    for (group, counts) in table
+        .as_chunks_mut::<GROUP>()
+        .0
+        .iter_mut()
+        .enumerate()
+        .take(bins.end() / GROUP + 1)
+        .skip(bins.start() / GROUP)
+    {
+        let parts = lanes.each_mut().map(|lane| &mut lane.as_chunks_mut::<GROUP>().0[group]);
+        let mut sums = [0; GROUP];
+        for part in &parts {
+            for (i, count) in part.iter().enumerate() {
+                sums[i] += count;
+            }
+        }
+        let sum: u32 = sums.iter().sum();
+        if sum == 0 {
             continue;
         }
-        for (lanes, count) in lanes.iter_mut().zip(counts) {
-            let more: u64 = std::mem::take(lanes).into_iter().map(u64::from).sum();
-            *count += more;
-            moved += more;
+        parts.into_iter().for_each(|part| *part = [0; GROUP]);
+        for (i, &sum) in sums.iter().enumerate() {
+            counts[i] += u64::from(sum);
         }
+        moved += u64::from(sum);
     }
     moved
 }

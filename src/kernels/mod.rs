@@ -111,6 +111,12 @@ pub fn abs_max(x: &[f32]) -> f32 {
     portable::abs_max(x)
 }
 
+/// Smallest magnitude that is neither 0 nor NaN, infinite if there is none.
+#[multiversion(targets("x86_64+avx2"))]
+fn least_magnitude(x: &[f32]) -> f32 {
+    portable::least_magnitude(x)
+}
+
 /// Adds `x` to a range-free histogram: `bin = bits(x) >> 16`, that is sign, exponent and seven mantissa bits.
 ///
 /// There is no range to know in advance, and the counts are exact integers that do not depend on order. A bin is

@@ -123,6 +123,21 @@ pub(super) fn abs_max(x: &[f32]) -> f32 {
     maxima.iter().chain(tail).fold(0.0, |max, &v| larger(v.abs(), max))
 }
 
+#[inline(always)]
+pub(super) fn least_magnitude(x: &[f32]) -> f32 {
+    // Magnitudes are ordered like their bits, and subtracting 1 makes 0 the largest.
+    let key = |v: f32| (v.to_bits() & 0x7FFF_FFFF).wrapping_sub(1);
+    const NONE: u32 = f32::INFINITY.to_bits() - 1;
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    let mut keys = [NONE; LANES];
+    for chunk in chunks {
+        for (i, &v) in chunk.iter().enumerate() {
+            keys[i] = key(v).min(keys[i]);
+        }
+    }
+    f32::from_bits(keys.into_iter().chain(tail.iter().map(|&v| key(v))).fold(NONE, u32::min) + 1)
+}
+
 /// Zeros of successive elements go to as many different counters, which [`gather_zeros`] then adds up.
 const ZERO_LANES: usize = 16;
 

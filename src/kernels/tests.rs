@@ -167,11 +167,12 @@ fn extremes_match_definition() {
         let numbers = || x.iter().copied().filter(|v| !v.is_nan());
         let expected = numbers().reduce(f32::min).zip(numbers().reduce(f32::max));
         let largest = numbers().map(f32::abs).fold(0.0, f32::max);
-        for (level, pair, magnitude) in [
-            ("dispatched", min_max(&x), abs_max(&x)),
-            ("baseline", portable::min_max(&x), portable::abs_max(&x)),
+        let least = numbers().map(f32::abs).filter(|&v| v > 0.0).fold(f32::INFINITY, f32::min);
+        for (level, pair, magnitude, smallest) in [
+            ("dispatched", min_max(&x), abs_max(&x), least_magnitude(&x)),
+            ("baseline", portable::min_max(&x), portable::abs_max(&x), portable::least_magnitude(&x)),
         ] {
-            assert_eq!((pair, magnitude), (expected, largest), "{level}, {n} values");
+            assert_eq!((pair, magnitude, smallest), (expected, largest, least), "{level}, {n} values");
         }
     }
     assert_eq!(min_max(&[f32::NAN; 40]), None);
@@ -197,20 +198,21 @@ fn bins_match_definition() {
     }
 }
 
-/// Long enough for the short counters to be used, and to be filled to the brim.
+/// Long enough for the lanes to be used.
 #[test]
 fn long_slices_are_counted_like_short_ones() {
-    let values: [fn(u32) -> f32; 7] = [
+    let values: [fn(u32) -> f32; 9] = [
         |_| 0.0,
         |_| -0.0,
         |_| f32::NAN,
         |_| -1.5,
         |i| f32::from_bits(i.wrapping_mul(0x9E37_79B9)),
         |i| if i % 3 == 0 { 0.0 } else { (i % 1000) as f32 * 0.01 },
+        |i| if i % 5 == 0 { -0.0 } else { -1e-3 - i as f32 },
+        |i| if i % 7 == 0 { f32::NAN } else { (i % 100) as f32 },
         |i| if i == 7 { f32::NEG_INFINITY } else { i as f32 * 1e-41 - 1e-39 },
     ];
-    for n in [lanes::WORTHWHILE - 1, lanes::WORTHWHILE, lanes::MOST, 2 * lanes::MOST + lanes::WORTHWHILE + 3]
-    {
+    for n in [lanes::WORTHWHILE - 1, lanes::WORTHWHILE, 20 * lanes::WORTHWHILE + 3] {
         for (which, value) in values.iter().enumerate() {
             let x: Vec<f32> = (0..n as u32).map(value).collect();
             let (mut found, mut expected) = (new_table(), new_table());
