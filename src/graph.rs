@@ -65,6 +65,11 @@ impl<'m> Graph<'m> {
         &self.proto.node[id]
     }
 
+    /// The names of the inputs, in the order of the file.
+    pub fn inputs(&self) -> impl Iterator<Item = &'m str> {
+        self.proto.input.iter().map(ValueInfoProto::name)
+    }
+
     /// The node that makes `value`.
     pub fn producer(&self, value: &str) -> Option<NodeId> {
         self.producers.get(value).copied()

@@ -121,12 +121,16 @@ pub fn op(graph: &Graph, id: NodeId) -> Option<&'static Op> {
         "Resize" => node.attribute("mode").is_none_or(|m| m.s() == b"nearest".as_slice()),
         "MaxPool" => node.output.len() == 1 && node.int("storage_order", 0) == 0,
         "AveragePool" => node.int("ceil_mode", 0) == 0,
-        "Gemm" => {
-            node.int("transA", 0) == 0 && node.float("alpha", 1.0) == 1.0 && node.float("beta", 1.0) == 1.0
-        }
-        _ => true,
+        _ => is_plain_product(node),
     };
     takes.then_some(op)
+}
+
+/// Whether a node, if it is a `Gemm`, neither transposes its activations nor scales anything.
+pub fn is_plain_product(node: &NodeProto) -> bool {
+    let plain =
+        || node.int("transA", 0) == 0 && node.float("alpha", 1.0) == 1.0 && node.float("beta", 1.0) == 1.0;
+    !node.is("Gemm") || plain()
 }
 
 impl Op {

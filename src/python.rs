@@ -1,6 +1,7 @@
 //! The Python extension `rustq._rustq`: the only files that know PyO3. Policy (defaults, names, checks) is in Python.
 
 mod calibration;
+mod export;
 mod kernels;
 mod model;
 mod quantize;
@@ -45,6 +46,9 @@ fn _rustq(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(model::write_together, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize_static, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize_dynamic, module)?)?;
+    module.add_function(wrap_pyfunction!(export::quantize_tensorrt, module)?)?;
+    module.add_function(wrap_pyfunction!(export::lint_tensorrt, module)?)?;
+    module.add_function(wrap_pyfunction!(export::quantize_ascend, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::quantize, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::dequantize, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::fake_quantize, module)?)?;

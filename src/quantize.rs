@@ -11,19 +11,21 @@ mod cost;
 mod dynamic;
 mod embedding;
 mod emit;
-mod names;
-mod noise;
+pub(crate) mod names;
+pub(crate) mod noise;
 mod pairs;
 mod plan;
-mod report;
-mod scales;
-mod sites;
-mod weights;
+pub(crate) mod report;
+pub(crate) mod scales;
+pub(crate) mod sites;
+pub(crate) mod weights;
+pub(crate) mod writer;
 
 use std::collections::{BTreeMap, HashSet};
 
 use crate::calibration::Calibration;
 use crate::error::Result;
+use crate::export;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
 use crate::patch::{Patch, apply};
@@ -68,10 +70,12 @@ pub struct Quantized {
     pub notes: Vec<String>,
 }
 
-/// The values that calibration has to observe before `model`, already folded, can be quantized.
+/// The values that calibration has to observe before `model`, already folded, can be quantized for any target.
 pub fn values_to_observe(model: &Model) -> Vec<String> {
     let graph = Graph::new(model.graph());
-    Sites::find(&graph).values().into_iter().map(str::to_owned).collect()
+    let mut seen = HashSet::new();
+    let values = Sites::find(&graph).values().into_iter().chain(export::values_to_observe(&graph));
+    values.filter(|value| seen.insert(*value)).map(str::to_owned).collect()
 }
 
 /// Quantizes weights and activations of a folded model.

@@ -126,6 +126,12 @@ pub fn integers(tensor: &TensorProto) -> Result<Vec<i64>> {
     }
 }
 
+/// Values of an int8 tensor; `None` for another type, or when the data does not fill the shape.
+pub fn signed_bytes(tensor: &TensorProto) -> Option<Vec<i8>> {
+    let is_int8 = tensor.data_type() == DataType::Int8 as i32;
+    is_int8.then(|| values(tensor, &tensor.int32_data, i8::from_le_bytes, |&v| v as i8).ok()).flatten()
+}
+
 /// Reads `raw_data` in elements of `N` bytes, or else the typed field, and checks the count.
 fn values<const N: usize, T, S>(
     tensor: &TensorProto,

@@ -17,10 +17,13 @@ __all__ = [
     "__version__",
     "dequantize",
     "fake_quantize",
+    "lint_tensorrt",
     "min_max",
     "quantize",
+    "quantize_ascend",
     "quantize_dynamic",
     "quantize_static",
+    "quantize_tensorrt",
     "write_together",
 ]
 
@@ -118,6 +121,28 @@ def quantize_static(
     exclude: list[str],
     everything: bool,
 ) -> _Outcome: ...
+def quantize_tensorrt(
+    model: Model,
+    calibration: Calibration,
+    *,
+    method: str,
+    percentile: float,
+    per_channel: bool,
+    exclude: list[str],
+    half: bool,
+    version: str,
+) -> tuple[_Outcome, str]: ...
+def lint_tensorrt(model: Model) -> list[str]: ...
+def quantize_ascend(
+    model: Model,
+    calibration: Calibration,
+    *,
+    scheme: str,
+    method: str,
+    percentile: float,
+    per_channel: bool,
+    exclude: list[str],
+) -> tuple[_Outcome, str, Model]: ...
 def quantize_dynamic(
     model: Model, *, per_channel: bool, avoid_saturation: bool, exclude: list[str]
 ) -> _Outcome: ...

@@ -15,7 +15,7 @@ from rustq.errors import UnsupportedError
 from rustq.folding import FoldedModel, folded
 from rustq.model import Model, QuantizedModel, core_of
 from rustq.progress import Progress, reporting
-from rustq.targets import Job, Outcome, Target
+from rustq.targets import TARGETS, Job, Outcome, Target
 from rustq.targets import target as target_named
 
 if TYPE_CHECKING:
@@ -116,9 +116,9 @@ def quantize(
             model with one input, a tuple or list in input order); an `.npz` or `.npy` file; a
             folder of them, or of images.
         scheme: `"asym"`: activations are uint8, scale = (max - min) / 255, with a zero point;
-            `"sym"`: int8, scale = absmax / 127, zero point 0. `None` is the target's default,
-            `"asym"` for ONNX Runtime.
-        target: `"onnxruntime"`.
+            `"sym"`: int8, scale = absmax / 127, zero point 0. `None` is the target's default:
+            `"sym"` for TensorRT, which has no other, `"asym"` for the others.
+        target: `"onnxruntime"`, `"tensorrt"` or `"ascend"`. One calibration serves all of them.
         config: every other choice.
         max_drop: how much worse than the float model the result may be, at least 0: layers that
             cost too much stay float, as few as are found to be enough. With `metric`, the
@@ -199,7 +199,7 @@ class Task:
         config = _config(config)
         runtime = target_named(target)
         scheme = runtime.scheme(scheme)
-        _check(config)
+        _check(config, runtime)
         source = core_of(model)
         prepared, notes = _prepare(source)
         if data is None or isinstance(data, Calibration):
@@ -243,7 +243,7 @@ def _config(config: QuantConfig | None) -> QuantConfig:
     return config or QuantConfig()
 
 
-def _check(config: QuantConfig) -> None:
+def _check(config: QuantConfig, runtime: Target) -> None:
     wanted = {
         f"weights={config.weights!r}": config.weights != "int8",
         "bias_correction=True": config.bias_correction,
@@ -252,6 +252,10 @@ def _check(config: QuantConfig) -> None:
     for option, asked in wanted.items():
         if asked:
             raise UnsupportedError(f"{option} is not available yet")
+    for other in TARGETS.values():
+        for knob in other.knobs:
+            if other is not runtime and getattr(config, knob) != getattr(QuantConfig(), knob):
+                raise UnsupportedError(f"{knob} is for the target {other.name}, not {runtime.name}")
 
 
 def _check_limit(max_drop: float | None, metric: Metric | None, target: str) -> None:

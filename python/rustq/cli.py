@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from rustq import console, text
-from rustq.config import METHODS
+from rustq.config import METHODS, PRECISIONS
 from rustq.images import ImageOptions
 from rustq.options import DATA_HELP, MODEL, checked_output, config, data_options, image_flags
 from rustq.progress import reporting
@@ -123,6 +123,19 @@ def commands(context: click.Context) -> None:
     help="Energy of the outputs' error allowed, relative to theirs: 0.01 is 20 dB. Layers that cost"
     " too much stay float.",
 )
+@click.option(
+    "--high-precision",
+    type=click.Choice(PRECISIONS),
+    help="For TensorRT: the type of what is not int8.  [default: fp32]",
+)
+@click.option(
+    "--tensorrt-version", help="For TensorRT: of the calibration cache.  [default: 10.3.0]"
+)
+@click.option(
+    "--ascend-qdq",
+    is_flag=True,
+    help="For Ascend: also write a .qdq.onnx file for convert_qat_model.",
+)
 @click.option("-o", "--output", type=MODEL, help="File to write.  [default: MODEL.int8.onnx]")
 @as_json
 @data_options
@@ -164,6 +177,8 @@ def quantize(
         known = data is not None and _is_data(data)
         shown = shlex.quote(data) if known and data else "YOUR_DATA"
         _next(f"compare {_quoted(model, files[0])} --data {shown}{image_flags(images)}")
+    else:
+        click.echo(f"\nnext: {TARGETS[target].next_step(result, files)}")
 
 
 @commands.command()

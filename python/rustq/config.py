@@ -18,6 +18,9 @@ METHODS = ("auto", "minmax", "percentile", "entropy", "mse", "ifmr")
 WEIGHTS = ("int8", "int4", "binary", "log2")
 """Number formats of the weights."""
 
+PRECISIONS = ("fp32", "fp16")
+"""Types of what is not int8, for TensorRT."""
+
 NamePattern = str | re.Pattern[str]
 
 
@@ -45,6 +48,12 @@ class QuantConfig:
             float; 0 asks for speed alone. `None` is 3 for `scheme="asym"` and 6 for `"sym"`.
         bias_correction: reserved; `quantize` refuses `True` with `UnsupportedError` for now.
         equalize: reserved, likewise.
+        high_precision: TensorRT only: the type of what is not int8, `"fp32"` or `"fp16"`.
+            TensorRT 11 runs every operator in the type that the file gives it, so that `"fp16"` is
+            quicker there. It is written in opset 19, which TensorRT before 10 does not read.
+        tensorrt_version: TensorRT only: the version to write the calibration cache for, such as
+            `"8.6.1"`. Other versions ignore the cache; the `.onnx` file needs none.
+        ascend_qdq: Ascend only: also write a `.qdq.onnx` file for `convert_qat_model`.
         exclude: nodes that stay float: a name, a glob (`"/head/*"`, matched against the whole name,
             case-sensitive), an `re.Pattern` (searched for in the name), or several of these. Stored
             as a tuple.
@@ -69,6 +78,9 @@ class QuantConfig:
     noise_price: float | None = None
     bias_correction: bool = False
     equalize: bool = False
+    high_precision: str = "fp32"
+    tensorrt_version: str = "10.3.0"
+    ascend_qdq: bool = False
     exclude: NamePattern | Iterable[NamePattern] = ()
     exclude_op_types: str | Iterable[str] = ()
     images: ImageOptions | None = None
@@ -78,13 +90,16 @@ class QuantConfig:
     def __post_init__(self) -> None:
         _choice("method", self.method, METHODS)
         _choice("weights", self.weights, WEIGHTS)
+        _choice("high_precision", self.high_precision, PRECISIONS)
+        if not isinstance(self.tensorrt_version, str):
+            raise TypeError(f"tensorrt_version must be a string, got {self.tensorrt_version!r}")
         if isinstance(self.percentile, bool) or not isinstance(self.percentile, int | float):
             raise TypeError(f"percentile must be a number, got {self.percentile!r}")
         if not 50 < self.percentile <= 100:
             raise ValueError(
                 f"percentile must be above 50 and at most 100, got {self.percentile!r}"
             )
-        for name in ("per_channel", "avoid_saturation", "bias_correction", "equalize"):
+        for name in ("per_channel", "avoid_saturation", "bias_correction", "equalize", "ascend_qdq"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.images is not None and not isinstance(self.images, ImageOptions):

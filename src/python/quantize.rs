@@ -9,7 +9,7 @@ use crate::qparams::{Dtype, QuantParams};
 use crate::quantize::{self, LayerRecord, Options, Quantized, TensorRecord, WeightGrid};
 
 /// The model, a record for each layer, and notes.
-type Outcome<'py> = (PyModel, Vec<Bound<'py, PyDict>>, Vec<String>);
+pub(super) type Outcome<'py> = (PyModel, Vec<Bound<'py, PyDict>>, Vec<String>);
 
 /// Quantizes a folded model by what calibration saw.
 #[pyfunction]
@@ -57,7 +57,7 @@ pub(super) fn quantize_dynamic<'py>(
     outcome(py, done)
 }
 
-fn outcome(py: Python<'_>, done: Quantized) -> PyResult<Outcome<'_>> {
+pub(super) fn outcome(py: Python<'_>, done: Quantized) -> PyResult<Outcome<'_>> {
     let layers = done.layers.iter().map(|layer| layer_dict(py, layer)).collect::<PyResult<_>>()?;
     Ok((PyModel(done.model), layers, done.notes))
 }

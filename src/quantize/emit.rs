@@ -7,18 +7,18 @@
 
 mod operands;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::names::Names;
 use super::sites::{Site, Sites};
 use super::weights::{QuantizedWeights, WeightGrid};
+use super::writer::Writer;
 use crate::calibration::Calibration;
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
-use crate::onnx::{NodeProto, TensorProto};
+use crate::onnx::NodeProto;
 use crate::patch::{Patch, float_attribute, node};
-use crate::qparams::{Dtype, QuantParams, Scheme};
-use crate::tensor::tensor;
+use crate::qparams::{QuantParams, Scheme};
 
 /// Float operators that ONNX Runtime fuses with the DequantizeLinear before and the QuantizeLinear behind them.
 const FUSED_FROM_FLOAT: &[&str] = &[
@@ -120,29 +120,21 @@ pub(crate) struct Emitted<'g, 'm> {
 /// # Errors
 /// [`crate::Error::Tensor`] when weights cannot be quantized.
 pub(crate) fn emit<'p, 'm>(plan: &'p Plan<'p, 'm>) -> Result<Emitted<'p, 'm>> {
-    let mut emitter = Emitter {
-        plan,
-        patch: Patch::default(),
-        weights: HashMap::new(),
-        names: Names::new(plan.graph),
-        shared: HashSet::new(),
-    };
+    let mut emitter = Emitter { plan, writer: Writer::new(plan.graph), weights: HashMap::new() };
     for (site, _) in plan.sites.all.iter().zip(plan.int8).filter(|(_, int8)| **int8) {
         emitter.site(site)?;
     }
     for value in plan.sites.values() {
         emitter.quantized_input(value);
     }
-    Ok(Emitted { patch: emitter.patch, names: emitter.names, weights: emitter.weights })
+    let Writer { patch, names, .. } = emitter.writer;
+    Ok(Emitted { patch, names, weights: emitter.weights })
 }
 
 struct Emitter<'p, 'm> {
     plan: &'p Plan<'p, 'm>,
-    patch: Patch,
+    writer: Writer<'p, 'm>,
     weights: HashMap<NodeId, QuantizedWeights>,
-    names: Names<'p, 'm>,
-    /// Constants that several nodes use.
-    shared: HashSet<String>,
 }
 
 impl<'m> Emitter<'_, 'm> {
@@ -154,7 +146,7 @@ impl<'m> Emitter<'_, 'm> {
         self.operands(site, &mut operator, &mut nodes)?;
         let Some(clip) = site.clip else {
             self.outputs(site, operator, &mut nodes);
-            self.patch.replace(site.id, nodes);
+            self.writer.patch.replace(site.id, nodes);
             return Ok(());
         };
         let inner = operator.output[0].clone();
@@ -166,8 +158,8 @@ impl<'m> Emitter<'_, 'm> {
             clip_node = self.clip_on_integers(site.outputs[0], &inner, clip_node, &mut behind);
         }
         self.outputs(site, clip_node, &mut behind);
-        self.patch.replace(site.id, nodes);
-        self.patch.replace(clip, behind);
+        self.writer.patch.replace(site.id, nodes);
+        self.writer.patch.replace(clip, behind);
         Ok(())
     }
 
@@ -177,12 +169,12 @@ impl<'m> Emitter<'_, 'm> {
         let written: Vec<&str> = site.outputs.iter().filter(written).copied().collect();
         for output in &mut last.output {
             if written.contains(&output.as_str()) {
-                *output = self.name(&format!("{output}_float"));
+                *output = self.writer.name(&format!("{output}_float"));
             }
         }
         nodes.push(last);
         for value in written {
-            let input = self.name(&format!("{value}_float"));
+            let input = self.writer.name(&format!("{value}_float"));
             nodes.extend(self.pair(value, value, &input, value));
         }
     }
@@ -197,7 +189,7 @@ impl<'m> Emitter<'_, 'm> {
         clip: NodeProto,
         nodes: &mut Vec<NodeProto>,
     ) -> NodeProto {
-        let unclipped = self.name(&format!("{inner}_dequantized"));
+        let unclipped = self.writer.name(&format!("{inner}_dequantized"));
         nodes.extend(self.pair(value, inner, inner, &unclipped));
         let mut relu = node("LeakyRelu", clip.name(), &[&unclipped], &[&clip.output[0]]);
         relu.attribute.push(float_attribute("alpha", 0.0));
@@ -211,9 +203,9 @@ impl<'m> Emitter<'_, 'm> {
         }
         self.shield(value);
         let position = self.plan.graph.producer(value).map_or(0, |id| id + 1);
-        let output = self.dequantized(value);
+        let output = self.writer.dequantized(value);
         for new in self.pair(value, value, value, &output) {
-            self.patch.insert(position, new);
+            self.writer.patch.insert(position, new);
         }
     }
 
@@ -234,66 +226,25 @@ impl<'m> Emitter<'_, 'm> {
         if !looks_quantized && !shielded.is("MaxPool") {
             return;
         }
-        let label = self.name(&format!("{value}_shield"));
+        let label = self.writer.name(&format!("{value}_shield"));
         let guard = |input: &str, slope: f32| {
             let mut guard = node("LeakyRelu", &label, &[input], &[value]);
             guard.attribute.push(float_attribute("alpha", slope));
             guard
         };
         if relu.is_some() {
-            self.patch.replace(last, vec![guard(&shielded.output[0], 0.0)]);
+            self.writer.patch.replace(last, vec![guard(&shielded.output[0], 0.0)]);
         } else {
-            let inner = self.name(&format!("{value}_unshielded"));
+            let inner = self.writer.name(&format!("{value}_unshielded"));
             let guard = guard(&inner, 1.0);
-            self.patch.replace(operator, vec![NodeProto { output: vec![inner], ..shielded.clone() }, guard]);
+            self.writer
+                .patch
+                .replace(operator, vec![NodeProto { output: vec![inner], ..shielded.clone() }, guard]);
         }
     }
 
-    /// QuantizeLinear from `input` and DequantizeLinear to `output`, with the parameters of `value`; the integers are
-    /// named after `base`.
+    /// The pair with the parameters of `value`.
     fn pair(&mut self, value: &str, base: &str, input: &str, output: &str) -> [NodeProto; 2] {
-        let params = &self.plan.activations[value];
-        let (scale, zero) = (self.scale(value, params), self.zero_point(params));
-        let integers = self.name(&format!("{base}_quantized"));
-        let [quantize, dequantize] =
-            ["QuantizeLinear", "DequantizeLinear"].map(|op_type| self.name(&format!("{base}_{op_type}")));
-        [
-            node("QuantizeLinear", &quantize, &[input, &scale, &zero], &[&integers]),
-            node("DequantizeLinear", &dequantize, &[&integers, &scale, &zero], &[output]),
-        ]
-    }
-
-    /// The name of `value` behind its pair, if it is made in float.
-    fn dequantized(&mut self, value: &str) -> String {
-        self.name(&format!("{value}_dequantized"))
-    }
-
-    fn name(&mut self, name: &str) -> String {
-        self.names.get(name)
-    }
-
-    /// The scalar scale of an activation.
-    fn scale(&mut self, value: &str, params: &QuantParams) -> String {
-        self.constant(&format!("{value}_scale"), || tensor("", &[], &params.scale))
-    }
-
-    /// The scalar zero point of an activation, shared by all that have the same.
-    fn zero_point(&mut self, params: &QuantParams) -> String {
-        let value = params.zero_point[0];
-        match params.dtype {
-            Dtype::Uint8 => {
-                self.constant(&format!("zero_point_u{value}"), || tensor("", &[], &[value as u8]))
-            }
-            _ => self.constant(&format!("zero_point_i{value}"), || tensor("", &[], &[value as i8])),
-        }
-    }
-
-    /// The initializer called `name`, made when it is first asked for.
-    fn constant(&mut self, name: &str, make: impl FnOnce() -> TensorProto) -> String {
-        let name = self.name(name);
-        if self.shared.insert(name.clone()) {
-            self.patch.initializer(TensorProto { name: Some(name.clone()), ..make() });
-        }
-        name
+        self.writer.pair((value, &self.plan.activations[value]), base, input, output)
     }
 }

@@ -49,7 +49,12 @@ pub(crate) fn activations<'m>(
 
 /// The parameters that calibration suggests for a value, which never reach beyond what was seen: a grid wider than the
 /// clip in front of it would leave the clip with something to do.
-fn of_value(value: &str, calibration: &Calibration, method: Method, scheme: Scheme) -> QuantParams {
+pub(crate) fn of_value(
+    value: &str,
+    calibration: &Calibration,
+    method: Method,
+    scheme: Scheme,
+) -> QuantParams {
     let chosen = calibration.get(value).map(|observer| {
         let chosen = range(observer, method, scheme);
         let seen = observer.range().map_or(Range::ZERO, Range::with_zero);

@@ -135,7 +135,8 @@ pub(crate) fn constant_weights(graph: &Graph, id: NodeId, index: usize) -> Resul
     }
     let dims = weight_dims(node, weight)?;
     let Some(bias) = node.input_at(2) else { return Ok(()) };
-    let channels = dims[super::weights::channel_axis(graph, id)] as i64;
+    let groups = if node.is("ConvTranspose") { node.int("group", 1) } else { 1 };
+    let channels = dims[super::weights::channel_axis(graph, id)] as i64 * groups;
     let vector = |dims: &[i64]| {
         dims.iter().rev().skip(1).all(|&d| d == 1) && dims.last().is_none_or(|&d| d == 1 || d == channels)
     };

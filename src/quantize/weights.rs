@@ -71,6 +71,23 @@ pub(crate) fn quantize(
     Ok(quantized)
 }
 
+/// Quantizes the weights of node `id` alone, 127 standing for `limit` of what it would otherwise stand for.
+///
+/// # Errors
+/// [`Error::Tensor`] when weights are not finite.
+pub(crate) fn quantize_without_bias(
+    graph: &Graph,
+    id: NodeId,
+    grid: WeightGrid,
+    limit: impl Fn(f32) -> f32,
+) -> Result<QuantizedWeights> {
+    let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
+    let (values, dims) = (finite(weight)?, shape(weight)?);
+    let mut limits = limits(graph, id, &values, &dims, grid);
+    limits.iter_mut().for_each(|l| *l = limit(*l));
+    Ok(on_grid(&values, dims, axis, limits, grid.per_channel))
+}
+
 /// The magnitude that 127 stands for, for each output channel of the weights of node `id`.
 pub(crate) fn limits(
     graph: &Graph,
@@ -150,7 +167,7 @@ pub(crate) fn channel_axis(graph: &Graph, id: NodeId) -> usize {
     let node = graph.node(id);
     match node.op_type() {
         "Gemm" if node.int("transB", 0) == 0 => 1,
-        "MatMul" => 1,
+        "MatMul" | "ConvTranspose" => 1,
         _ => 0,
     }
 }

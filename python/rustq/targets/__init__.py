@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rustq import _rustq
     from rustq.calibration import Calibration
     from rustq.config import QuantConfig
+    from rustq.model import Model
 
 __all__ = ["SCHEMES", "TARGETS", "Job", "Outcome", "Target", "target"]
 
@@ -67,11 +68,13 @@ class Target:
         name: what users call it, and the module here that writes for it.
         schemes: the schemes of activations that it can run, its default first.
         suffix: of its main file.
+        knobs: what of `QuantConfig` only it takes.
     """
 
     name: str
     schemes: tuple[str, ...]
     suffix: str = ".onnx"
+    knobs: tuple[str, ...] = ()
 
     def scheme(self, asked: str | None) -> str:
         """The scheme to use where a user asked for `asked`, or for none in particular.
@@ -94,6 +97,11 @@ class Target:
         outcome: Outcome = import_module(f"{__name__}.{self.name}").make(job)
         return outcome
 
+    def next_step(self, model: Model, files: Sequence[Path]) -> str:
+        """What to type next, on the device, with the files that were written."""
+        step: str = import_module(f"{__name__}.{self.name}").next_step(model, files)
+        return step
+
     def companion(self, path: Path, suffix: str) -> Path:
         """The file with another suffix that belongs to the main file `path`.
 
@@ -107,10 +115,17 @@ class Target:
         return path.with_name(path.name.removesuffix(self.suffix) + suffix)
 
 
-TARGETS = {target.name: target for target in (Target("onnxruntime", ("asym", "sym")),)}
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("onnxruntime", ("asym", "sym")),
+        Target("tensorrt", ("sym",), knobs=("high_precision", "tensorrt_version")),
+        Target("ascend", ("asym", "sym"), knobs=("ascend_qdq",)),
+    )
+}
 """All of them, by name."""
 
-PLANNED = ("tensorrt", "ncnn", "ascend")
+PLANNED = ("ncnn",)
 
 
 def target(name: str) -> Target:

@@ -6,7 +6,7 @@ use crate::graph::{NodeExt, NodeId};
 use crate::kernels;
 use crate::onnx::{NodeProto, TensorProto};
 use crate::ops::Role;
-use crate::patch::{int_attribute, node};
+use crate::patch::node;
 use crate::qparams::{Dtype, QuantParams, Range};
 use crate::quantize::sites::Site;
 use crate::quantize::weights;
@@ -34,7 +34,7 @@ impl<'m> Emitter<'_, 'm> {
             if let Some(constant) = plan.graph.constant(&value) {
                 operator.input[index] = self.constant_operand(constant, site.id, nodes)?;
             } else if !plan.is_made_of_integers(&value) {
-                operator.input[index] = self.dequantized(&value);
+                operator.input[index] = self.writer.dequantized(&value);
             }
         }
         match site.op.role {
@@ -58,9 +58,9 @@ impl<'m> Emitter<'_, 'm> {
         let (min, max) = kernels::min_max(&values).unwrap_or((0.0, 0.0));
         let params = QuantParams::new(Range { min, max }, self.plan.scheme);
         let integers = on_grid(&shape(constant)?, &values, &params);
-        let zero = self.zero_point(&params);
-        Ok(self.dequantized_constant(
-            &self.own(constant.name(), reader),
+        let zero = self.writer.zero_point(&params);
+        Ok(self.writer.dequantized_constant(
+            &self.writer.own(constant.name(), reader),
             integers,
             &params,
             Some(zero),
@@ -84,21 +84,21 @@ impl<'m> Emitter<'_, 'm> {
         let quantized = weights::quantize(plan.graph, site.id, bias, plan.weights)?;
         let integers = tensor("", &quantized.dims, &quantized.values);
         // Without zero points ONNX Runtime does not fuse a Gemm, or what it makes a Gemm of; a Conv does without.
-        let zero = (site.op.op_type != "Conv").then(|| self.zeros(&quantized.params));
-        let base = self.own(&operator.input[1], site.id);
-        operator.input[1] = self.dequantized_constant(&base, integers, &quantized.params, zero, nodes);
+        let zero = (site.op.op_type != "Conv").then(|| self.writer.zeros(&quantized.params));
+        let base = self.writer.own(&operator.input[1], site.id);
+        operator.input[1] = self.writer.dequantized_constant(&base, integers, &quantized.params, zero, nodes);
         if let Some((values, scale)) = &quantized.bias {
             match bias_behind {
                 None => {
-                    let base = self.own(&operator.input[2], site.id);
+                    let base = self.writer.own(&operator.input[2], site.id);
                     operator.input[2] = self.bias(&base, values, scale, nodes);
                 }
                 Some(BiasBehind { add, index, .. }) => {
                     let mut adder = plan.graph.node(add).clone();
-                    let (base, mut before) = (self.own(&adder.input[index], add), Vec::new());
+                    let (base, mut before) = (self.writer.own(&adder.input[index], add), Vec::new());
                     adder.input[index] = self.bias(&base, values, scale, &mut before);
                     before.push(adder);
-                    self.patch.replace(add, before);
+                    self.writer.patch.replace(add, before);
                 }
             }
         }
@@ -138,7 +138,7 @@ impl<'m> Emitter<'_, 'm> {
             axis: Some(0),
             dtype: Dtype::Int32,
         };
-        self.dequantized_constant(base, tensor("", &[values.len()], values), &params, None, nodes)
+        self.writer.dequantized_constant(base, tensor("", &[values.len()], values), &params, None, nodes)
     }
 
     /// `clip(α · x + β, 0, 1)` as an addition in int8: x is read on a scale α times as large, and saturation clips.
@@ -146,52 +146,19 @@ impl<'m> Emitter<'_, 'm> {
         let (alpha, beta) = (operator.float("alpha", 0.2), operator.float("beta", 0.5));
         let (input, output) = (site.inputs[0], operator.output[0].clone());
         let params = &self.plan.activations[input];
-        let integers = self.name(&format!("{input}_quantized"));
-        let scaled = self.name(&format!("{output}_scaled"));
-        let scale = self.constant(&format!("{scaled}_scale"), || tensor("", &[], &[params.scale[0] * alpha]));
-        let zero = self.zero_point(params);
+        let integers = self.writer.name(&format!("{input}_quantized"));
+        let scaled = self.writer.name(&format!("{output}_scaled"));
+        let scale =
+            self.writer.constant(&format!("{scaled}_scale"), || tensor("", &[], &[params.scale[0] * alpha]));
+        let zero = self.writer.zero_point(params);
         nodes.push(node("DequantizeLinear", &scaled, &[&integers, &scale, &zero], &[&scaled]));
         let range = Range { min: beta, max: beta }.with_zero();
         let params = QuantParams::new(range, self.plan.scheme);
-        let zero = self.zero_point(&params);
+        let zero = self.writer.zero_point(&params);
         let offset = on_grid(&[], &[beta], &params);
         let offset =
-            self.dequantized_constant(&format!("{output}_offset"), offset, &params, Some(zero), nodes);
+            self.writer.dequantized_constant(&format!("{output}_offset"), offset, &params, Some(zero), nodes);
         *operator = node("Add", operator.name(), &[&scaled, &offset], &[&output]);
-    }
-
-    /// An initializer of integers, its scale, and the DequantizeLinear behind them; returns what that makes.
-    fn dequantized_constant(
-        &mut self,
-        base: &str,
-        integers: TensorProto,
-        params: &QuantParams,
-        zero: Option<String>,
-        nodes: &mut Vec<NodeProto>,
-    ) -> String {
-        let integers = self.constant(&format!("{base}_quantized"), || integers);
-        let dims = params.axis.map(|_| params.scale.len());
-        let scale = self.constant(&format!("{base}_scale"), || tensor("", dims.as_slice(), &params.scale));
-        let output = self.dequantized(base);
-        let mut dequantize = node("DequantizeLinear", &output, &[&integers, &scale], &[&output]);
-        dequantize.input.extend(zero);
-        // 1 is the default.
-        let axis = params.axis.filter(|&axis| axis != 1);
-        dequantize.attribute.extend(axis.map(|axis| int_attribute("axis", axis as i64)));
-        nodes.push(dequantize);
-        output
-    }
-
-    /// The int8 zero points of weights, shared by all with as many channels.
-    fn zeros(&mut self, params: &QuantParams) -> String {
-        let count = params.scale.len();
-        let dims = params.axis.map(|_| count);
-        self.constant(&format!("zero_points_{count}"), || tensor("", dims.as_slice(), &vec![0_i8; count]))
-    }
-
-    /// A name for what `reader` makes of the constant `name`: others may make something else of it.
-    fn own(&self, name: &str, reader: NodeId) -> String {
-        if self.plan.graph.consumers(name).len() > 1 { format!("{name}_{reader}") } else { name.to_owned() }
     }
 }
 

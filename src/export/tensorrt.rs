@@ -1,0 +1,160 @@
+//! TensorRT: explicit quantization, symmetric int8, and the legacy calibration cache.
+//!
+//! 1. [`placement`]: which inputs read int8, by what TensorRT fuses.
+//! 2. One scale for each group of values that are only moved, the largest that any of them needs.
+//! 3. The pairs are [written](super::explicit), and the result is checked by [`lint`](fn@lint).
+//! 4. [`cache`]: the same scales for the implicit mode of TensorRT up to version 10.
+
+mod cache;
+mod half;
+mod lint;
+mod placement;
+
+use std::collections::{BTreeMap, HashMap};
+
+pub use self::cache::Version;
+pub use self::lint::lint;
+use self::placement::Placement;
+use super::layers::{Layer, Layers, Row, is_seen, weighted};
+use super::{Options, explicit};
+use crate::calibration::Calibration;
+use crate::error::{Error, Result};
+use crate::graph::{Graph, NodeId};
+use crate::model::Model;
+use crate::patch::apply;
+use crate::qparams::{QuantParams, Scheme};
+use crate::quantize::report::{LayerRecord, TensorRecord};
+use crate::quantize::{Quantized, noise::sqnr_db, scales};
+
+/// Newest version of the file format that TensorRT's parsers for our operator sets know.
+const IR_VERSION: i64 = 10;
+
+const LAYERS: &[Row] = &[
+    weighted("Conv", 3..=5, true),
+    weighted("ConvTranspose", 3..=5, true),
+    weighted("Gemm", 2..=2, true),
+    Row { op_type: "MatMul", ranks: 2..=2, per_channel: true, products: true },
+];
+
+/// A model for TensorRT.
+#[derive(Debug, Clone)]
+pub struct Exported {
+    /// With QuantizeLinear/DequantizeLinear pairs.
+    pub quantized: Quantized,
+    /// The content of a calibration cache for the float model.
+    pub cache: String,
+}
+
+/// The values whose ranges are needed.
+pub(super) fn values_to_observe<'m>(graph: &Graph<'m>) -> Vec<&'m str> {
+    let layers = Layers::find(graph, LAYERS);
+    let all: Vec<&Layer> = layers.all.iter().collect();
+    Placement::find(graph, &all, |_| true, |value| !explicit::is_other_type(graph, value)).values()
+}
+
+/// Quantizes a folded model; in float16 where it is not int8, if `half`.
+///
+/// # Errors
+/// [`Error::Tensor`] for weights that are not finite, [`Error::Data`] for a calibration with values that are not,
+/// [`Error::Model`] for a model that float16 cannot express.
+pub fn quantize(
+    model: &Model,
+    calibration: &Calibration,
+    options: &Options,
+    half: bool,
+    version: Version,
+) -> Result<Exported> {
+    calibration.check_finite()?;
+    let graph = Graph::new(model.graph());
+    let layers = Layers::find(&graph, LAYERS);
+    let seen = |value: &str| is_seen(calibration, value);
+    let decline = |layer: &Layer| placement::decline(&graph, layer, |value| calibration.elements(value));
+    let float = layers.forced_float(&graph, calibration, options, decline);
+    let chosen: Vec<&Layer> =
+        layers.all.iter().enumerate().filter_map(|(i, l)| (!float.contains_key(&i)).then_some(l)).collect();
+    let included = |id: NodeId| !options.exclude.contains(crate::graph::NodeExt::label(graph.node(id)));
+    let placement = Placement::find(&graph, &chosen, included, seen);
+
+    let activations = activations(&placement, calibration, options, half);
+    let weights = explicit::weights(&graph, chosen.iter().copied(), options.per_channel, half)?;
+    let plan = explicit::Plan {
+        graph: &graph,
+        reads: &placement.reads,
+        activations: &activations,
+        weights: &weights,
+        integer_weights: true,
+        half,
+    };
+    let mut written = apply(model.clone(), explicit::write(&plan))?;
+    if half {
+        written = half::lowered(written)?;
+    }
+    let mut proto = written.into_proto();
+    proto.ir_version = proto.ir_version.map(|version| version.min(IR_VERSION));
+    let written = Model::from_proto(proto)?;
+    if let Some(finding) = lint(&written).into_iter().next() {
+        return Err(Error::Model(format!("TensorRT would refuse the result: {finding}")));
+    }
+    let tensor = |value: &str| record(value, placement.root(value), &activations, calibration);
+    let mut records = layers.records(&graph, calibration, &float, tensor);
+    for (id, record) in &mut records {
+        record.weight_sqnr_db = weights.get(id).map(|weights| weights.sqnr_db);
+    }
+    records.extend(others(&graph, &placement, &chosen, tensor));
+    records.sort_by_key(|(id, _)| *id);
+    let (cache, notes) = cache::cache(&graph, calibration, options.method, &activations, version);
+    let layers = records.into_iter().map(|(_, record)| record).collect();
+    Ok(Exported { quantized: Quantized { model: written, layers, notes }, cache })
+}
+
+/// Parameters of every value with a pair: one scale for each group.
+fn activations<'m>(
+    placement: &Placement<'m>,
+    calibration: &Calibration,
+    options: &Options,
+    half: bool,
+) -> HashMap<&'m str, QuantParams> {
+    let suggested = |value: &str| {
+        let params = scales::of_value(value, calibration, options.method, Scheme::Symmetric);
+        params.covers(0).abs_max()
+    };
+    let values = placement.values();
+    let mut limits: BTreeMap<&str, f32> = BTreeMap::new();
+    for &value in &values {
+        let limit = limits.entry(placement.group(value)).or_default();
+        *limit = limit.max(suggested(value));
+    }
+    values.into_iter().map(|v| (v, explicit::symmetric(limits[placement.group(v)], half))).collect()
+}
+
+/// How a layer's input is quantized, by the pair at its root.
+fn record(
+    value: &str,
+    root: &str,
+    activations: &HashMap<&str, QuantParams>,
+    calibration: &Calibration,
+) -> TensorRecord {
+    let params = activations.get(root);
+    let sqnr_db = calibration.get(value).zip(params).map(|(observer, params)| sqnr_db(observer, params));
+    TensorRecord { name: value.to_owned(), params: params.cloned(), sqnr_db }
+}
+
+/// Records of the operators that read int8 without multiplying.
+fn others(
+    graph: &Graph,
+    placement: &Placement,
+    chosen: &[&Layer],
+    tensor: impl Fn(&str) -> TensorRecord,
+) -> Vec<(NodeId, LayerRecord)> {
+    let mut inputs: BTreeMap<NodeId, Vec<TensorRecord>> = BTreeMap::new();
+    for (&(id, _), value) in &placement.reads {
+        if !chosen.iter().any(|layer| layer.id == id) {
+            inputs.entry(id).or_default().push(tensor(value));
+        }
+    }
+    let record = |(id, inputs)| {
+        let float = LayerRecord::unquantized(graph, id, String::new());
+        (id, LayerRecord { quantized: true, inputs, ..float })
+    };
+    inputs.into_iter().map(record).collect()
+}

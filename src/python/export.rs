@@ -1,0 +1,61 @@
+//! Quantizing for other runtimes: options in; model, records, notes and the files beside the model out.
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use super::calibration::{PyCalibration, parse_method, parse_scheme};
+use super::model::PyModel;
+use super::quantize::{Outcome, outcome};
+use crate::export::{Options, ascend, tensorrt};
+
+/// Quantizes a folded model for TensorRT; also returns a calibration cache for that version of it.
+#[pyfunction]
+#[pyo3(signature = (model, calibration, *, method, percentile, per_channel, exclude, half, version))]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn quantize_tensorrt<'py>(
+    py: Python<'py>,
+    model: PyRef<'py, PyModel>,
+    calibration: PyRef<'py, PyCalibration>,
+    method: &str,
+    percentile: f64,
+    per_channel: bool,
+    exclude: Vec<String>,
+    half: bool,
+    version: &str,
+) -> PyResult<(Outcome<'py>, String)> {
+    let method = parse_method(method, percentile)?;
+    let options = Options { method, per_channel, exclude: exclude.into_iter().collect() };
+    let version = version.parse().map_err(PyValueError::new_err)?;
+    let (model, calibration) = (&model.0, &calibration.0);
+    let done = py.detach(|| tensorrt::quantize(model, calibration, &options, half, version))?;
+    Ok((outcome(py, done.quantized)?, done.cache))
+}
+
+/// What TensorRT would refuse or misread of a quantized model.
+#[pyfunction]
+pub(super) fn lint_tensorrt(py: Python<'_>, model: PyRef<'_, PyModel>) -> Vec<String> {
+    let model = &model.0;
+    py.detach(|| tensorrt::lint(model))
+}
+
+/// Finds the scales of a folded model for Ascend: the float model, its record file, and the same as pairs.
+#[pyfunction]
+#[pyo3(signature = (model, calibration, *, scheme, method, percentile, per_channel, exclude))]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn quantize_ascend<'py>(
+    py: Python<'py>,
+    model: PyRef<'py, PyModel>,
+    calibration: PyRef<'py, PyCalibration>,
+    scheme: &str,
+    method: &str,
+    percentile: f64,
+    per_channel: bool,
+    exclude: Vec<String>,
+) -> PyResult<(Outcome<'py>, String, PyModel)> {
+    let method = parse_method(method, percentile)?;
+    let options = Options { method, per_channel, exclude: exclude.into_iter().collect() };
+    let scheme = parse_scheme(scheme)?;
+    let (model, calibration) = (&model.0, &calibration.0);
+    let done = py.detach(|| ascend::quantize(model, calibration, &options, scheme))?;
+    Ok((outcome(py, done.quantized)?, done.record, PyModel(done.explicit)))
+}
