@@ -18,7 +18,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/maturin
 WITH_PYTHON := PYO3_PYTHON="$(abspath $(PY))"
 
-.PHONY: help demo develop test test-rust test-python check format lint lint-rust lint-python docs bench bench-fold bench-peers zoo \
+.PHONY: help demo develop test test-rust test-python test-tensorrt check format lint lint-rust lint-python docs bench bench-fold bench-peers bench-targets zoo \
 	release wheel sdist clean
 
 help: ## list the targets
@@ -38,6 +38,10 @@ test-python: $(INSTALLED) $(TOOLS)
 	$(PY) -m pytest
 	$(PY) -m pytest -q benches/test_times.py --benchmark-disable
 	$(PY) scripts/snippets.py README.md docs/*.md
+
+test-tensorrt: $(INSTALLED) $(TOOLS) ## have NVIDIA's parser and builder check what is written for TensorRT (proprietary, 90 MB, no GPU)
+	$(PY) -m pip install --quiet -r requirements-tensorrt.txt
+	$(PY) -m pytest tests/test_tensorrt_parser.py
 
 check: lint docs test ## what CI runs: format, lint, types, documentation, every test
 
@@ -80,6 +84,10 @@ bench-fold: release $(TOOLS) ## compare folding with other simplifiers: time, ru
 bench-peers: release $(TOOLS) ## quantize the zoo with other tools, at several settings each (heavy: hours, 12 GB)
 	$(PY) -m pip install --quiet -r benches/requirements.txt uv
 	$(PY) benches/peers.py
+
+bench-targets: release $(TOOLS) ## what the files for TensorRT and Ascend compute on real tasks (heavy: downloads)
+	$(PY) -m pip install --quiet -r benches/requirements.txt
+	$(PY) benches/targets.py
 
 release: $(BUILDER) ## set up and build with every optimization, into .venv
 	rm -f $(INSTALLED)

@@ -131,6 +131,7 @@ def quantize_tensorrt(
     exclude: list[str],
     half: bool,
     version: str,
+    noise_price: float,
 ) -> tuple[_Outcome, str]: ...
 def lint_tensorrt(model: Model) -> list[str]: ...
 def quantize_ascend(

@@ -45,7 +45,8 @@ class QuantConfig:
             reserved names that `quantize` refuses with `UnsupportedError` for now.)
         noise_price: what accuracy is worth in time, at least 0: a relative noise of 1 in one place
             costs as much as this many times the float model's time. Larger leaves more layers in
-            float; 0 asks for speed alone. `None` is 3 for `scheme="asym"` and 6 for `"sym"`.
+            float; 0 asks for speed alone. `None` is 3 for `scheme="asym"` and 6 for `"sym"`, and
+            3 for TensorRT. Ascend takes every layer.
         bias_correction: reserved; `quantize` refuses `True` with `UnsupportedError` for now.
         equalize: reserved, likewise.
         high_precision: TensorRT only: the type of what is not int8, `"fp32"` or `"fp16"`.
@@ -99,7 +100,13 @@ class QuantConfig:
             raise ValueError(
                 f"percentile must be above 50 and at most 100, got {self.percentile!r}"
             )
-        for name in ("per_channel", "avoid_saturation", "bias_correction", "equalize", "ascend_qdq"):
+        for name in (
+            "per_channel",
+            "avoid_saturation",
+            "bias_correction",
+            "equalize",
+            "ascend_qdq",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.images is not None and not isinstance(self.images, ImageOptions):

@@ -7,7 +7,7 @@ mod record;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::layers::{Layer, Layers, Row, weighted};
+use super::layers::{Layers, Row, weighted};
 use super::{Options, explicit};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
@@ -63,8 +63,7 @@ pub fn quantize(
     let graph = Graph::new(named.graph());
     let layers = Layers::find(&graph, LAYERS);
     let float = layers.forced_float(&graph, calibration, options, |_| None);
-    let chosen: Vec<&Layer> =
-        layers.all.iter().enumerate().filter_map(|(i, l)| (!float.contains_key(&i)).then_some(l)).collect();
+    let chosen = layers.chosen(&float);
     let weights = explicit::weights(&graph, chosen.iter().copied(), options.per_channel, false)?;
     let activations: HashMap<&str, QuantParams> = chosen
         .iter()

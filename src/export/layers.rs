@@ -94,7 +94,12 @@ impl<'m> Layers<'m> {
         self.all.iter().enumerate().filter_map(|(i, layer)| Some((i, reason(layer)?))).collect()
     }
 
-    /// A record for each, given why some stay float and what is known of an activation or the weights of a node.
+    /// The layers that are not among those to stay float.
+    pub fn chosen(&self, float: &BTreeMap<usize, String>) -> Vec<&Layer<'m>> {
+        self.all.iter().enumerate().filter(|(i, _)| !float.contains_key(i)).map(|(_, layer)| layer).collect()
+    }
+
+    /// A record for each, layers first, given why some stay float and what is known of an activation or the weights of a node.
     pub fn records(
         &self,
         graph: &Graph<'m>,

@@ -19,7 +19,7 @@ use super::layers::{Layer, Layers, Row, is_seen, weighted};
 use super::{Options, explicit};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, NodeId};
+use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
 use crate::patch::apply;
 use crate::qparams::{QuantParams, Scheme};
@@ -35,6 +35,22 @@ const LAYERS: &[Row] = &[
     weighted("Gemm", 2..=2, true),
     Row { op_type: "MatMul", ranks: 2..=2, per_channel: true, products: true },
 ];
+
+const TOO_NOISY: &str = "the noise of its input is worth more than the time that int8 would save";
+
+/// Share of a layer's time in float16 that int8 saves.
+const SAVED: f64 = 0.5;
+
+/// What only TensorRT is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Whether what is not int8 is float16.
+    pub half: bool,
+    /// Of the calibration cache.
+    pub version: Version,
+    /// How much time a less noisy result is worth, as in [`crate::quantize::Options`].
+    pub noise_price: f64,
+}
 
 /// A model for TensorRT.
 #[derive(Debug, Clone)]
@@ -52,7 +68,7 @@ pub(super) fn values_to_observe<'m>(graph: &Graph<'m>) -> Vec<&'m str> {
     Placement::find(graph, &all, |_| true, |value| !explicit::is_other_type(graph, value)).values()
 }
 
-/// Quantizes a folded model; in float16 where it is not int8, if `half`.
+/// Quantizes a folded model.
 ///
 /// # Errors
 /// [`Error::Tensor`] for weights that are not finite, [`Error::Data`] for a calibration with values that are not,
@@ -61,21 +77,28 @@ pub fn quantize(
     model: &Model,
     calibration: &Calibration,
     options: &Options,
-    half: bool,
-    version: Version,
+    settings: Settings,
 ) -> Result<Exported> {
     calibration.check_finite()?;
+    let half = settings.half;
     let graph = Graph::new(model.graph());
     let layers = Layers::find(&graph, LAYERS);
-    let seen = |value: &str| is_seen(calibration, value);
     let decline = |layer: &Layer| placement::decline(&graph, layer, |value| calibration.elements(value));
-    let float = layers.forced_float(&graph, calibration, options, decline);
-    let chosen: Vec<&Layer> =
-        layers.all.iter().enumerate().filter_map(|(i, l)| (!float.contains_key(&i)).then_some(l)).collect();
-    let included = |id: NodeId| !options.exclude.contains(crate::graph::NodeExt::label(graph.node(id)));
-    let placement = Placement::find(&graph, &chosen, included, seen);
+    let mut float = layers.forced_float(&graph, calibration, options, decline);
+    let included = |id: NodeId| !options.exclude.contains(graph.node(id).label());
+    let place = |float: &BTreeMap<usize, String>| {
+        let placement =
+            Placement::find(&graph, &layers.chosen(float), included, |value| is_seen(calibration, value));
+        let activations = activations(&placement, calibration, options, half);
+        (placement, activations)
+    };
+    let (placement, activations) = place(&float);
+    let tensor = |value: &str| record(value, placement.root(value), &activations, calibration);
+    let noisy = too_noisy(&layers.records(&graph, calibration, &float, tensor), settings.noise_price);
+    float.extend(noisy.into_iter().map(|i| (i, TOO_NOISY.to_owned())));
+    let (placement, activations) = place(&float);
+    let chosen = layers.chosen(&float);
 
-    let activations = activations(&placement, calibration, options, half);
     let weights = explicit::weights(&graph, chosen.iter().copied(), options.per_channel, half)?;
     let plan = explicit::Plan {
         graph: &graph,
@@ -102,9 +125,23 @@ pub fn quantize(
     }
     records.extend(others(&graph, &placement, &chosen, tensor));
     records.sort_by_key(|(id, _)| *id);
-    let (cache, notes) = cache::cache(&graph, calibration, options.method, &activations, version);
+    let (cache, notes) = cache::cache(&graph, calibration, options.method, &activations, settings.version);
     let layers = records.into_iter().map(|(_, record)| record).collect();
     Ok(Exported { quantized: Quantized { model: written, layers, notes }, cache })
+}
+
+/// The layers, by position, that read more noise than the time that int8 saves is worth.
+///
+/// A relative noise of 1 costs `price` times the time of the float model, of which a layer has the share of its
+/// multiply-accumulates.
+fn too_noisy(records: &[(NodeId, LayerRecord)], price: f64) -> Vec<usize> {
+    let total: f64 = records.iter().filter_map(|(_, record)| record.macs).sum();
+    let costs_more = |record: &LayerRecord| {
+        let sqnr = record.inputs.first().and_then(|input| input.sqnr_db);
+        let saved = record.macs.map(|macs| SAVED * macs / total);
+        sqnr.zip(saved).is_some_and(|(sqnr, saved)| price * 10_f64.powf(-sqnr / 10.0) > saved)
+    };
+    records.iter().enumerate().filter(|(_, (_, record))| costs_more(record)).map(|(i, _)| i).collect()
 }
 
 /// Parameters of every value with a pair: one scale for each group.

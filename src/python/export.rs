@@ -10,7 +10,7 @@ use crate::export::{Options, ascend, tensorrt};
 
 /// Quantizes a folded model for TensorRT; also returns a calibration cache for that version of it.
 #[pyfunction]
-#[pyo3(signature = (model, calibration, *, method, percentile, per_channel, exclude, half, version))]
+#[pyo3(signature = (model, calibration, *, method, percentile, per_channel, exclude, half, version, noise_price))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn quantize_tensorrt<'py>(
     py: Python<'py>,
@@ -22,12 +22,14 @@ pub(super) fn quantize_tensorrt<'py>(
     exclude: Vec<String>,
     half: bool,
     version: &str,
+    noise_price: f64,
 ) -> PyResult<(Outcome<'py>, String)> {
     let method = parse_method(method, percentile)?;
     let options = Options { method, per_channel, exclude: exclude.into_iter().collect() };
     let version = version.parse().map_err(PyValueError::new_err)?;
+    let settings = tensorrt::Settings { half, version, noise_price };
     let (model, calibration) = (&model.0, &calibration.0);
-    let done = py.detach(|| tensorrt::quantize(model, calibration, &options, half, version))?;
+    let done = py.detach(|| tensorrt::quantize(model, calibration, &options, settings))?;
     Ok((outcome(py, done.quantized)?, done.cache))
 }
 

@@ -21,6 +21,7 @@ OPSETS = {"fp32": 17, "fp16": 19}
 """The operator set to write, if the model's is older: all that TensorRT 8.6 knows, or the first
 that has float16 scales."""
 
+NOISE_PRICE = 3.0
 BATCHES = (1, 8, 32)
 """Smallest, best and largest batch to suggest for a dynamic one."""
 
@@ -50,6 +51,7 @@ def make(job: Job) -> Outcome:
         exclude=list(job.excluded),
         half=half,
         version=config.tensorrt_version,
+        noise_price=NOISE_PRICE if config.noise_price is None else config.noise_price,
     )
     return Outcome(written, layers, notes + found, {".cache": cache.encode()})
 
