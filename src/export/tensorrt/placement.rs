@@ -184,8 +184,8 @@ impl<'m, Included: Fn(NodeId) -> bool, Seen: Fn(&str) -> bool> Finder<'_, 'm, In
 
     fn comes_from(&self, value: &'m str, chosen: &BTreeSet<NodeId>) -> bool {
         let (mut open, mut met) = (vec![value], BTreeSet::new());
-        while let Some(id) = open.pop().and_then(|value| Some(self.graph.producer(value))) {
-            let Some(id) = id.filter(|id| met.insert(*id)) else { continue };
+        while let Some(value) = open.pop() {
+            let Some(id) = self.graph.producer(value).filter(|id| met.insert(*id)) else { continue };
             if chosen.contains(&id) {
                 return true;
             }
