@@ -48,8 +48,6 @@ REFUSED = (
     "zero point that is not int8",
     "1 scales, but 2 zero points",
     "not positive and finite",
-    "scale that is not a float constant",
-    "float16 scale below operator set 19",
     "quantized bias",
     "which is not int8",
     "is DynamicQuantizeLinear",
