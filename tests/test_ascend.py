@@ -127,6 +127,22 @@ def test_a_bias_that_does_not_fit_names_the_layer(tmp_path: Path) -> None:
     assert "narrow" not in record and len(record) == 1
 
 
+def test_a_channel_next_to_dead_leaves_room_for_its_bias(tmp_path: Path) -> None:
+    net = Net()
+    weight = net.random.normal(size=(8, 4, 3, 3))
+    weight[3] *= 1e-9
+    model = net.model(
+        net.op(
+            "Conv", net.input("image", 1, 4, 8, 8), net.constant(weight), net.constant([5.0] * 8)
+        )
+    )
+    feeds = random_feeds(model)
+    written, record, _ = exported(model, tmp_path, feeds)
+    expected, found = run(model, feeds[0])[0], run(simulated(written, record), feeds[0])[0]
+    assert sqnr(expected, found) > 30
+    assert np.abs(found[:, 3] - 5).max() < 1e-4
+
+
 def test_nodes_get_names_of_their_own(tmp_path: Path) -> None:
     model = zoo.classifier()
     for node in model.graph.node:

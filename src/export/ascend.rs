@@ -64,12 +64,15 @@ pub fn quantize(
     let layers = Layers::find(&graph, LAYERS);
     let float = layers.forced_float(&graph, calibration, options, |_| None);
     let chosen = layers.chosen(&float);
-    let weights = explicit::weights(&graph, chosen.iter().copied(), options.per_channel, false)?;
     let activations: HashMap<&str, QuantParams> = chosen
         .iter()
         .map(|layer| layer.inputs[0].1)
         .map(|value| (value, with_offset(scales::of_value(value, calibration, options.method, scheme))))
         .collect();
+    let reads_of: HashMap<NodeId, &str> = chosen.iter().map(|layer| (layer.id, layer.inputs[0].1)).collect();
+    let weights = explicit::weights(&graph, chosen.iter().copied(), options.per_channel, |id, limits| {
+        leave_room(&graph, id, activations[reads_of[&id]].scale[0], limits);
+    })?;
     let mut record = String::new();
     for layer in &chosen {
         let (activation, weights) = (&activations[layer.inputs[0].1], &weights[&layer.id]);
@@ -110,6 +113,20 @@ fn with_offset(params: QuantParams) -> QuantParams {
             QuantParams { zero_point, dtype: Dtype::Int8, ..params }
         }
         _ => params,
+    }
+}
+
+/// Raises the limits of channels that are next to dead, so that their bias fits into int32, but not above that of the
+/// layer's largest weight: beyond, nothing sensible is left of the layer.
+fn leave_room(graph: &Graph, id: NodeId, input_scale: f32, limits: &mut [f32]) {
+    let Ok(Some(bias)) = weights::bias(graph, id) else { return };
+    let (count, largest) = (limits.len(), limits.iter().copied().fold(0.0, f32::max));
+    for (channel, b) in bias.iter().enumerate() {
+        let limit = &mut limits[channel % count];
+        let needed = (127.0 * f64::from(b.abs()) / (f64::from(input_scale) * weights::BIAS_LIMIT)) as f32;
+        if *limit > 0.0 && needed > *limit && needed <= largest {
+            *limit = needed;
+        }
     }
 }
 

@@ -29,7 +29,8 @@ pub(super) struct Plan<'p, 'm> {
     pub half: bool,
 }
 
-/// The weights of those layers that have any, on a grid for each channel if `per_channel` and the layer's row says so.
+/// The weights of those layers that have any, on a grid for each channel if `per_channel` and the layer's row says so;
+/// `adjust` may raise the magnitude that 127 stands for in each channel.
 ///
 /// # Errors
 /// [`crate::Error::Tensor`] when they are not finite.
@@ -37,12 +38,12 @@ pub(super) fn weights<'l, 'm: 'l>(
     graph: &Graph<'m>,
     layers: impl Iterator<Item = &'l Layer<'m>>,
     per_channel: bool,
-    half: bool,
+    adjust: impl Fn(NodeId, &mut [f32]),
 ) -> Result<HashMap<NodeId, QuantizedWeights>> {
     let quantized = layers.filter(|layer| layer.has_weights()).map(|layer| {
         let grid = WeightGrid { per_channel: per_channel && layer.row.per_channel, pairs: false };
-        let round = |limit: f32| if half { with_half_scale(limit) } else { limit };
-        Ok((layer.id, weights::quantize_without_bias(graph, layer.id, grid, round)?))
+        let adjust = |limits: &mut [f32]| adjust(layer.id, limits);
+        Ok((layer.id, weights::quantize_without_bias(graph, layer.id, grid, adjust)?))
     });
     quantized.collect()
 }
@@ -54,7 +55,7 @@ pub(super) fn symmetric(limit: f32, half: bool) -> QuantParams {
 }
 
 /// The smallest limit from `limit` on whose 127th part is a float16.
-fn with_half_scale(limit: f32) -> f32 {
+pub(super) fn with_half_scale(limit: f32) -> f32 {
     let scale = f16::from_f32(limit / 127.0);
     let covers = f32::from(scale) * 127.0 >= limit;
     let scale = if covers { scale } else { f16::from_bits(scale.to_bits() + 1) };

@@ -99,7 +99,11 @@ pub fn quantize(
     let (placement, activations) = place(&float);
     let chosen = layers.chosen(&float);
 
-    let weights = explicit::weights(&graph, chosen.iter().copied(), options.per_channel, half)?;
+    let weights = explicit::weights(&graph, chosen.iter().copied(), options.per_channel, |_, limits| {
+        if half {
+            limits.iter_mut().for_each(|limit| *limit = explicit::with_half_scale(*limit));
+        }
+    })?;
     let plan = explicit::Plan {
         graph: &graph,
         reads: &placement.reads,

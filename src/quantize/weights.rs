@@ -18,7 +18,7 @@ use crate::tensor::{floats, shape};
 
 /// Largest magnitude a bias may have as an integer: half of the int32 range, so that the sums it is added to keep the
 /// other half.
-const BIAS_LIMIT: f64 = (1_i64 << 30) as f64;
+pub(crate) const BIAS_LIMIT: f64 = (1_i64 << 30) as f64;
 
 /// Integer magnitude that the bias of a channel without weights is given.
 const DEAD_CHANNEL_BIAS: f64 = (1_i64 << 24) as f64;
@@ -71,7 +71,7 @@ pub(crate) fn quantize(
     Ok(quantized)
 }
 
-/// Quantizes the weights of node `id` alone, 127 standing for `limit` of what it would otherwise stand for.
+/// Quantizes the weights of node `id` alone; `adjust` may change the magnitude that 127 stands for in each channel.
 ///
 /// # Errors
 /// [`Error::Tensor`] when weights are not finite.
@@ -79,12 +79,12 @@ pub(crate) fn quantize_without_bias(
     graph: &Graph,
     id: NodeId,
     grid: WeightGrid,
-    limit: impl Fn(f32) -> f32,
+    adjust: impl Fn(&mut [f32]),
 ) -> Result<QuantizedWeights> {
     let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
     let (values, dims) = (finite(weight)?, shape(weight)?);
     let mut limits = limits(graph, id, &values, &dims, grid);
-    limits.iter_mut().for_each(|l| *l = limit(*l));
+    adjust(&mut limits);
     Ok(on_grid(&values, dims, axis, limits, grid.per_channel))
 }
 
