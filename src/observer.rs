@@ -145,6 +145,19 @@ impl Observer {
         Bin { lo: near.min(far).max(min.into()), hi: near.max(far).min(max.into()), count }
     }
 
+    /// How many of the finite values lie in each of so many equal cells of their range. A value counts where the middle
+    /// of its [bin](Self::bins) is.
+    pub fn histogram(&self, cells: usize) -> Vec<u64> {
+        let mut counts = vec![0; cells];
+        let Some(Range { min, max }) = self.range().filter(|_| cells > 0) else { return counts };
+        let per_width = cells as f64 / (f64::from(max) - f64::from(min));
+        for bin in self.bins() {
+            let cell = ((bin.lo + bin.hi) / 2.0 - f64::from(min)) * per_width;
+            counts[(cell as usize).min(cells - 1)] += bin.count;
+        }
+        counts
+    }
+
     /// The expected error of any grid on the finite values.
     pub fn noise_model(&self) -> &NoiseModel {
         self.noise.get_or_init(|| NoiseModel::new(self))

@@ -27,6 +27,9 @@ from rustq.targets import SCHEMES, TARGETS
 
 __all__ = ["commands", "main"]
 
+report_option = click.option(
+    "--report", type=MODEL, metavar="HTML", help="Also write a report as an HTML page."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 
 
@@ -137,6 +140,7 @@ def commands(context: click.Context) -> None:
     help="For Ascend: also write a .qdq.onnx file for convert_qat_model.",
 )
 @click.option("-o", "--output", type=MODEL, help="File to write.  [default: MODEL.int8.onnx]")
+@report_option
 @as_json
 @data_options
 def quantize(
@@ -145,6 +149,7 @@ def quantize(
     scheme: str | None,
     target: str,
     output: Path | None,
+    report: Path | None,
     as_json: bool,
     images: ImageOptions | None,
     per_tensor: bool,
@@ -157,6 +162,7 @@ def quantize(
     settings = config(images=images, per_channel=not per_tensor, **knobs)
     suffix = f".int8{TARGETS[target].suffix}"
     path = checked_output(output or model.with_name(model.stem + suffix))
+    report = report and checked_output(report)
     with reporting(True, "calibrating") as progress:
         result = rustq.quantize(
             model,
@@ -168,6 +174,16 @@ def quantize(
             progress=progress,
         )
     files = result.save(path)
+    if report:
+        from rustq.page import quantization_page
+
+        samples = Path(data) if data is not None and _is_data(data) else None
+        about = {"float model": model} | {f"for {target}": file for file in files}
+        files.append(
+            quantization_page(
+                report, result, model=model, data=samples, config=settings, files=about
+            )
+        )
     if as_json:
         console.show_json({"files": files, "report": result.report.to_dict()})
         return
@@ -348,22 +364,30 @@ def sensitivity(
 @click.argument("model", type=MODEL)
 @click.argument("quantized", type=MODEL)
 @click.option("--data", metavar="PATH", required=True, help=DATA_HELP)
+@report_option
 @as_json
 @data_options
 def compare(
     model: Path,
     quantized: Path,
     data: str,
+    report: Path | None,
     as_json: bool,
     images: ImageOptions | None,
     threads: int | None,
 ) -> None:
     """Run MODEL and QUANTIZED on the same data: error, size and latency."""
+    report = report and checked_output(report)
     from rustq.comparison import COST_HEADER, OUTPUT_HEADER
     from rustq.comparison import compare as compare_models
 
     settings = config(images=images, threads=threads)
     result = compare_models(model, quantized, Path(data), config=settings, progress=True)
+    if report:
+        from rustq.page import comparison_page
+
+        about = {"float model": model, "quantized model": quantized}
+        comparison_page(report, result, quantized, files=about)
     if as_json:
         console.show_json(result.to_dict())
         return

@@ -120,6 +120,12 @@ class Comparison:
             ),
         ]
 
+    def _repr_html_(self) -> str:
+        from rustq.page.advice import Facts
+        from rustq.page.render import framed
+
+        return framed(Facts(comparison=self))
+
     def __str__(self) -> str:
         return "\n".join(
             [

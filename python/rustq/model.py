@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import onnx
 
     from rustq.calibration import Calibration
+    from rustq.config import QuantConfig
     from rustq.report import Report
     from rustq.targets import Target
 
@@ -147,6 +148,32 @@ class QuantizedModel(Model):
         main = [(path, self._core)] if self._target.suffix == ".onnx" else []
         _rustq.write_together([*main, *beside])
         return [written for written, _ in (*main, *beside)]
+
+    def save_report(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        model: Any = None,
+        data: Any = None,
+        config: QuantConfig | None = None,
+    ) -> Path:
+        """Writes what was done, and how good, small and fast the result is, as one HTML page.
+
+        Args:
+            path: the file to write.
+            model: the float model, see `rustq.load`; with it and `data`, both models are run and
+                their outputs and times compared.
+            data: see `rustq.compare`. Data that the model was not calibrated on say more.
+            config: what the model was quantized with.
+
+        Raises:
+            OSError: the file cannot be written.
+            ModelError: ONNX Runtime does not accept one of the models.
+            DataError: the data do not fit the models.
+        """
+        from rustq.page import quantization_page
+
+        return quantization_page(path, self, model=model, data=data, config=config)
 
 
 def _value(name: str, element_type: int, shape: list[int | str | None] | None) -> Value:

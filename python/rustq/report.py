@@ -147,7 +147,7 @@ class Report:
         "52 of 54 convolutions in int8 (99.1 % of the multiply-accumulates). …"
         """
         counted = [count for family in FAMILIES if (count := self._count(*family))]
-        share = self._mac_share()
+        share = self.mac_share()
         macs = "" if share is None else f" ({100 * share:.1f} % of the multiply-accumulates)"
         sentences = [
             f"{_listed(counted)} in int8{macs}."
@@ -197,6 +197,12 @@ class Report:
 
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
+    def _repr_html_(self) -> str:
+        from rustq.page.advice import Facts
+        from rustq.page.render import framed
+
+        return framed(Facts(report=self))
+
     def __str__(self) -> str:
         rows = [
             (
@@ -220,8 +226,8 @@ class Report:
         done = sum(layer.quantized for layer in layers)
         return f"{done} of {len(layers)} {name if len(layers) == 1 else plural}"
 
-    def _mac_share(self) -> float | None:
-        """The share of the multiply-accumulates that run in int8, if all of them are known."""
+    def mac_share(self) -> float | None:
+        """The share of the multiply-accumulates that run in int8, `None` if not all are known."""
         heavy = [layer for layer in self.layers if _is_heavy(layer)]
         macs = [layer.macs for layer in heavy if layer.macs is not None]
         if len(macs) != len(heavy) or not sum(macs):

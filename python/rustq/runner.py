@@ -27,6 +27,7 @@ def session(
     *,
     threads: int | None = None,
     providers: Iterable[str] = ("CPUExecutionProvider",),
+    optimized: Path | None = None,
 ) -> Any:
     """An `onnxruntime.InferenceSession` with all of its optimizations.
 
@@ -34,11 +35,15 @@ def session(
         model: a serialized model, or the path of a file.
         threads: threads within an operator, `None` for ONNX Runtime's choice.
         providers: execution providers in order of preference.
+        optimized: where ONNX Runtime is to write what it made of the model.
 
     Raises:
         ModelError: ONNX Runtime does not accept the model.
     """
-    return _session(model, _options(threads), providers)
+    options = _options(threads)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return _session(model, options, providers)
 
 
 def _options(threads: int | None, *, observing: bool = False) -> Any:

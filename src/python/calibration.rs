@@ -11,7 +11,7 @@ use super::model::PyModel;
 use crate::calibration::{Activation, Calibration};
 use crate::model::write_atomically;
 use crate::observation::Observers;
-use crate::qparams::Scheme;
+use crate::qparams::{Range, Scheme};
 use crate::ranges::{Method, range};
 
 /// What was seen of each activation.
@@ -80,6 +80,13 @@ impl PyCalibration {
         let observer = self.0.get(tensor).ok_or_else(|| PyKeyError::new_err(tensor.to_owned()))?;
         let range = range(observer, parse_method(method, percentile)?, parse_scheme(scheme)?);
         Ok((range.min, range.max))
+    }
+
+    /// Counts in equal cells between the exact extremes of a tensor, and these.
+    fn histogram(&self, tensor: &str, cells: usize) -> PyResult<(Vec<u64>, f32, f32)> {
+        let observer = self.0.get(tensor).ok_or_else(|| PyKeyError::new_err(tensor.to_owned()))?;
+        let range = observer.range().unwrap_or(Range::ZERO);
+        Ok((observer.histogram(cells), range.min, range.max))
     }
 
     fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {

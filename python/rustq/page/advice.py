@@ -1,0 +1,108 @@
+"""What to try next, from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rustq.comparison import Comparison
+from rustq.fusion import Fusion
+from rustq.report import Report
+
+__all__ = ["Facts", "advice"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a page is made from; anything may be missing.
+
+    Attributes:
+        report: what quantization did.
+        comparison: how both models do on the same data.
+        fusion: what ONNX Runtime makes of the quantized model.
+    """
+
+    report: Report | None = None
+    comparison: Comparison | None = None
+    fusion: Fusion | None = None
+
+    @property
+    def worst_db(self) -> float | None:
+        """The lowest SQNR among the outputs."""
+        outputs = self.comparison.outputs if self.comparison else ()
+        return min((o.sqnr_db for o in outputs if o.sqnr_db is not None), default=None)
+
+    @property
+    def speedup(self) -> float | None:
+        """Float time over quantized time."""
+        return self.comparison.speedup if self.comparison else None
+
+
+def _noisy(facts: Facts) -> bool:
+    return facts.worst_db is not None and facts.worst_db < 15
+
+
+def _slower(facts: Facts) -> bool:
+    return facts.speedup is not None and facts.speedup < 1
+
+
+def _symmetric(facts: Facts) -> bool:
+    return facts.report is not None and facts.report.scheme == "sym"
+
+
+def _few_samples(facts: Facts) -> bool:
+    return facts.report is not None and (facts.report.samples or 99) < 16
+
+
+def _dynamic(facts: Facts) -> bool:
+    return facts.report is not None and facts.report.scheme == "dynamic"
+
+
+def _many_conversions(facts: Facts) -> bool:
+    fused = facts.fusion
+    return fused is not None and len(fused.conversions) > sum(fused.kernels.values()) > 0
+
+
+ADVICE: tuple[tuple[Callable[[Facts], bool], str], ...] = (
+    (
+        _noisy,
+        "An output is below 15 dB. Leave the layers at the top of the table of errors in float"
+        " (exclude=…), or let accuracy count for more than time: noise_price twice as large.",
+    ),
+    (
+        lambda facts: _noisy(facts) and not _few_samples(facts),
+        'Try another method: "percentile" where a few values are far out, "minmax" where rare and'
+        " large values decide. One calibration file serves all of them.",
+    ),
+    (
+        _few_samples,
+        "Fewer than 16 samples were seen. A few dozen that are like those in use make the ranges"
+        " steadier.",
+    ),
+    (
+        _slower,
+        "int8 is slower than float here. See which values are converted back and forth, and"
+        " quantize less (exclude=…), or measure on the device: processors differ.",
+    ),
+    (
+        lambda facts: _slower(facts) and _symmetric(facts),
+        "On x86, ONNX Runtime uses its kernels for int8 activations everywhere only with the"
+        ' session option session.qdqisint8allowed=1; scheme="asym" needs no option.',
+    ),
+    (
+        _many_conversions,
+        "There are more conversions than integer kernels. They sit around operators without an"
+        " integer kernel; a model with fewer kinds of activations converts less.",
+    ),
+    (
+        lambda facts: _dynamic(facts) and _slower(facts),
+        "Dynamic quantization finds ranges while the model runs. With calibration data that is done"
+        " once, and convolutions can run in int8 too.",
+    ),
+)
+"""When to say something, and what."""
+
+
+def advice(facts: Facts) -> list[str]:
+    """What to try next, most important first; empty if all is well."""
+    return [text for applies, text in ADVICE if applies(facts)]
