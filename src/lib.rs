@@ -7,10 +7,12 @@
 //! * [`model`] opens and saves; [`onnx`] is the file format; [`tensor`] reads weights.
 //! * [`graph`] is a read-only index and [`patch`] the one way to edit.
 //! * [`fold`] simplifies; [`observation`], [`observer`] and [`ranges`] summarise activations; [`qparams`] does all scale arithmetic.
+//! * [`correct`] makes up for what rounding does.
 //! * [`quantize`] decides what becomes int8 and writes it as QuantizeLinear/DequantizeLinear pairs; [`export`] does so for
 //!   other runtimes than ONNX Runtime.
 
 pub mod calibration;
+pub mod correct;
 pub mod error;
 pub mod export;
 pub mod fold;

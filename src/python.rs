@@ -1,6 +1,7 @@
 //! The Python extension `rustq._rustq`: the only files that know PyO3. Policy (defaults, names, checks) is in Python.
 
 mod calibration;
+mod correct;
 mod export;
 mod kernels;
 mod model;
@@ -43,6 +44,7 @@ fn _rustq(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<model::PyModel>()?;
     module.add_class::<calibration::PyCalibration>()?;
     module.add_class::<calibration::PyObservers>()?;
+    module.add_class::<correct::PyLayerInputs>()?;
     module.add_function(wrap_pyfunction!(model::write_together, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize_static, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize_dynamic, module)?)?;

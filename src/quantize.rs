@@ -24,6 +24,7 @@ pub(crate) mod writer;
 use std::collections::{BTreeMap, HashSet};
 
 use crate::calibration::Calibration;
+use crate::correct::{self, Corrections, LayerInputs};
 use crate::error::Result;
 use crate::export;
 use crate::graph::{Graph, NodeExt, NodeId};
@@ -35,8 +36,9 @@ pub use dynamic::quantize_dynamic;
 use names::Names;
 use report::Decisions;
 pub use report::{LayerRecord, TensorRecord};
-use sites::Sites;
+pub(crate) use sites::Sites;
 pub use weights::WeightGrid;
+pub(crate) use weights::channel_axis;
 
 /// First operator set with per-channel QuantizeLinear/DequantizeLinear.
 pub const MINIMUM_OPSET: i64 = 13;
@@ -53,6 +55,8 @@ pub struct Options {
     /// How much time a less noisy result is worth: a relative noise of 1 in one place costs as much as this many times
     /// the float model's time. 0 asks for speed alone.
     pub noise_price: f64,
+    /// What to correct, if inputs of the layers are given.
+    pub corrections: Corrections,
     /// Nodes that stay float, by [label](NodeExt::label).
     pub exclude: HashSet<String>,
     /// Whether everything else that has an integer kernel runs on it, whatever that costs.
@@ -83,7 +87,12 @@ pub fn values_to_observe(model: &Model) -> Vec<String> {
 /// # Errors
 /// [`crate::Error::Tensor`] for weights that are not finite, [`crate::Error::Data`] for a calibration with values that
 /// are not.
-pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Options) -> Result<Quantized> {
+pub fn quantize_static(
+    model: &Model,
+    calibration: &Calibration,
+    inputs: Option<&LayerInputs>,
+    options: &Options,
+) -> Result<Quantized> {
     calibration.check_finite()?;
     if let Some(reason) = too_old(model) {
         return Ok(left_float(model, &reason));
@@ -116,6 +125,7 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
         activations: &activations,
         scheme: options.scheme,
         weights,
+        corrections: inputs.map(|inputs| (inputs, options.corrections)),
         calibration,
         static_shapes: graph.has_static_inputs(),
     };
@@ -131,7 +141,8 @@ pub fn quantize_static(model: &Model, calibration: &Calibration, options: &Optio
         activations: &activations,
         weights: &emitted.weights,
     };
-    let (mut layers, notes) = (decisions.layers(), decisions.notes());
+    let (mut layers, mut notes) = (decisions.layers(), decisions.notes());
+    notes.extend(correct::note(emitted.weights.values().filter_map(|weights| weights.effect)));
     layers.extend(embeddings(&graph, &options.exclude, &mut emitted.names, &mut emitted.patch)?);
     Ok(Quantized { model: apply(model.clone(), emitted.patch)?, layers: in_order(layers), notes })
 }

@@ -12,6 +12,7 @@ MINIMUM_OPSET: int
 __all__ = [
     "MINIMUM_OPSET",
     "Calibration",
+    "LayerInputs",
     "Model",
     "Observers",
     "__version__",
@@ -108,10 +109,20 @@ class Observers:
     def __new__(cls, names: list[str], threads: int) -> Self: ...
     def inserted(self, model: Model) -> Model: ...
 
+@final
+class LayerInputs:
+    """Means and second moments of what the layers of a model multiply."""
+
+    def __new__(cls, model: Model) -> Self: ...
+    @property
+    def values(self) -> list[str]: ...
+    def observe(self, names: list[str], arrays: list[_Float32]) -> None: ...
+
 def write_together(files: list[tuple[Path, Model | bytes]]) -> None: ...
 def quantize_static(
     model: Model,
     calibration: Calibration,
+    inputs: LayerInputs | None = None,
     *,
     scheme: str,
     method: str,
@@ -121,6 +132,8 @@ def quantize_static(
     noise_price: float,
     exclude: list[str],
     everything: bool,
+    rounding: str = "nearest",
+    bias_correction: bool = False,
 ) -> _Outcome: ...
 def quantize_tensorrt(
     model: Model,

@@ -11,7 +11,7 @@ from rustq import _rustq
 from rustq.calibration import Calibration
 from rustq.config import QuantConfig
 from rustq.conversion import at_least, inlined
-from rustq.errors import UnsupportedError
+from rustq.errors import DataError, UnsupportedError
 from rustq.folding import FoldedModel, folded
 from rustq.model import Model, QuantizedModel, core_of
 from rustq.progress import Progress, reporting
@@ -174,6 +174,7 @@ class Task:
         scheme: one of the target's.
         config: every other choice.
         notes: what the user should know.
+        inputs: what its layers multiply, if anything is corrected for that.
     """
 
     source: _rustq.Model
@@ -183,6 +184,7 @@ class Task:
     scheme: str
     config: QuantConfig
     notes: tuple[str, ...] = ()
+    inputs: _rustq.LayerInputs | None = None
 
     @classmethod
     def of(
@@ -203,18 +205,32 @@ class Task:
         source = core_of(model)
         prepared, notes = _prepare(source)
         if data is None or isinstance(data, Calibration):
-            calibration = data
-        else:
+            if config.corrects:
+                raise DataError(
+                    "rounding='learned' and bias_correction=True need the data themselves, to run"
+                    " some of them again: a calibration, or none, will not do"
+                )
+            return cls(source, prepared, data, runtime, scheme, config, tuple(notes))
+        if not config.corrects:
             calibration, assumed = _observed(prepared, data, config, progress)
-            notes += assumed
-        return cls(source, prepared, calibration, runtime, scheme, config, tuple(notes))
+            inputs = None
+        else:
+            from rustq.corrections import Excerpt, layer_inputs
+
+            excerpt = Excerpt(data)
+            calibration, assumed = _observed(prepared, excerpt.data, config, progress)
+            inputs = layer_inputs(prepared, excerpt, config, calibration.samples)
+        notes += assumed
+        return cls(source, prepared, calibration, runtime, scheme, config, tuple(notes), inputs)
 
     def outcome(self, excluded: Sequence[str] = (), *, everything: bool = False) -> Outcome:
         """What the target makes of it with these nodes in float, besides those of the config."""
         excludes = self.config.excludes
         names = {name for name, op_type in self.model.nodes if excludes(name, op_type)}
         kept = sorted(names.union(excluded))
-        job = Job(self.model, self.calibration, self.scheme, self.config, kept, everything)
+        job = Job(
+            self.model, self.calibration, self.scheme, self.config, kept, everything, self.inputs
+        )
         return self.runtime.make(job)
 
     def quantized(self, excluded: Sequence[str] = ()) -> QuantizedModel:
@@ -246,12 +262,15 @@ def _config(config: QuantConfig | None) -> QuantConfig:
 def _check(config: QuantConfig, runtime: Target) -> None:
     wanted = {
         f"weights={config.weights!r}": config.weights != "int8",
-        "bias_correction=True": config.bias_correction,
         "equalize=True": config.equalize,
     }
     for option, asked in wanted.items():
         if asked:
             raise UnsupportedError(f"{option} is not available yet")
+    if config.corrects and runtime.name != "onnxruntime":
+        raise UnsupportedError(
+            f"rounding='learned' and bias_correction=True are not available for {runtime.name} yet"
+        )
     for other in TARGETS.values():
         for knob in other.knobs:
             if other is not runtime and getattr(config, knob) != getattr(QuantConfig(), knob):

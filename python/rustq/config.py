@@ -21,6 +21,9 @@ WEIGHTS = ("int8", "int4", "binary", "log2")
 PRECISIONS = ("fp32", "fp16")
 """Types of what is not int8, for TensorRT."""
 
+ROUNDINGS = ("nearest", "learned")
+"""Ways to round the weights."""
+
 NamePattern = str | re.Pattern[str]
 
 
@@ -47,8 +50,12 @@ class QuantConfig:
             costs as much as this many times the float model's time. Larger leaves more layers in
             float; 0 asks for speed alone. `None` is 3 for `scheme="asym"` and 6 for `"sym"`, and
             3 for TensorRT. Ascend takes every layer.
-        bias_correction: reserved; `quantize` refuses `True` with `UnsupportedError` for now.
-        equalize: reserved, likewise.
+        rounding: how weights become integers: `"nearest"`, or `"learned"`: so that the results of
+            the layer change least on inputs from the data. Costs a pass over up to 16 of the
+            samples and, for wide layers, some seconds.
+        bias_correction: let the biases take up the mean error that rounding the weights puts into
+            the results of a layer, on inputs from the same samples.
+        equalize: reserved; `quantize` refuses `True` with `UnsupportedError` for now.
         high_precision: TensorRT only: the type of what is not int8, `"fp32"` or `"fp16"`.
             TensorRT 11 runs every operator in the type that the file gives it, so that `"fp16"` is
             quicker there. It is written in opset 19, which TensorRT before 10 does not read.
@@ -77,6 +84,7 @@ class QuantConfig:
     avoid_saturation: bool = True
     weights: str = "int8"
     noise_price: float | None = None
+    rounding: str = "nearest"
     bias_correction: bool = False
     equalize: bool = False
     high_precision: str = "fp32"
@@ -94,6 +102,7 @@ class QuantConfig:
         _choice("high_precision", self.high_precision, PRECISIONS)
         if not isinstance(self.tensorrt_version, str):
             raise TypeError(f"tensorrt_version must be a string, got {self.tensorrt_version!r}")
+        _choice("rounding", self.rounding, ROUNDINGS)
         if isinstance(self.percentile, bool) or not isinstance(self.percentile, int | float):
             raise TypeError(f"percentile must be a number, got {self.percentile!r}")
         if not 50 < self.percentile <= 100:
@@ -134,6 +143,11 @@ class QuantConfig:
             object.__setattr__(self, name, _several(name, getattr(self, name), kinds))
         if not self.providers:
             raise ValueError('providers must name at least one, such as "CPUExecutionProvider"')
+
+    @property
+    def corrects(self) -> bool:
+        """Whether anything is corrected that inputs of the layers are needed for."""
+        return self.rounding == "learned" or self.bias_correction
 
     def excludes(self, name: str, op_type: str = "") -> bool:
         """Whether the node with this name and operator type is to stay float."""

@@ -4,7 +4,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::calibration::{PyCalibration, parse_method, parse_scheme};
+use super::correct::PyLayerInputs;
 use super::model::PyModel;
+use crate::correct::Corrections;
 use crate::qparams::{Dtype, QuantParams};
 use crate::quantize::{self, LayerRecord, Options, Quantized, TensorRecord, WeightGrid};
 
@@ -13,12 +15,13 @@ pub(super) type Outcome<'py> = (PyModel, Vec<Bound<'py, PyDict>>, Vec<String>);
 
 /// Quantizes a folded model by what calibration saw.
 #[pyfunction]
-#[pyo3(signature = (model, calibration, *, scheme, method, percentile, per_channel, avoid_saturation, noise_price, exclude, everything))]
+#[pyo3(signature = (model, calibration, inputs=None, *, scheme, method, percentile, per_channel, avoid_saturation, noise_price, exclude, everything, rounding="nearest", bias_correction=false))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn quantize_static<'py>(
     py: Python<'py>,
     model: PyRef<'py, PyModel>,
     calibration: PyRef<'py, PyCalibration>,
+    inputs: Option<PyRef<'py, PyLayerInputs>>,
     scheme: &str,
     method: &str,
     percentile: f64,
@@ -27,17 +30,20 @@ pub(super) fn quantize_static<'py>(
     noise_price: f64,
     exclude: Vec<String>,
     everything: bool,
+    rounding: &str,
+    bias_correction: bool,
 ) -> PyResult<Outcome<'py>> {
     let options = Options {
         scheme: parse_scheme(scheme)?,
         method: parse_method(method, percentile)?,
         weights: WeightGrid { per_channel, pairs: avoid_saturation },
         noise_price,
+        corrections: Corrections { rounding: rounding == "learned", bias: bias_correction },
         exclude: exclude.into_iter().collect(),
         everything,
     };
-    let (model, calibration) = (&model.0, &calibration.0);
-    let done = py.detach(|| quantize::quantize_static(model, calibration, &options))?;
+    let (model, calibration, inputs) = (&model.0, &calibration.0, inputs.as_ref().map(|i| &i.0));
+    let done = py.detach(|| quantize::quantize_static(model, calibration, inputs, &options))?;
     outcome(py, done)
 }
 

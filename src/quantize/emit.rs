@@ -14,6 +14,8 @@ use super::sites::{Site, Sites};
 use super::weights::{QuantizedWeights, WeightGrid};
 use super::writer::Writer;
 use crate::calibration::Calibration;
+use crate::correct::Corrections;
+use crate::correct::inputs::{LayerInputs, Moments};
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::onnx::NodeProto;
@@ -60,12 +62,20 @@ pub(crate) struct Plan<'p, 'm> {
     pub activations: &'p HashMap<&'m str, QuantParams>,
     pub scheme: Scheme,
     pub weights: WeightGrid,
+    /// What to correct, and the inputs to do it for.
+    pub corrections: Option<(&'p LayerInputs, Corrections)>,
     pub calibration: &'p Calibration,
     /// Whether every input of the model has a fixed shape.
     pub static_shapes: bool,
 }
 
 impl Plan<'_, '_> {
+    /// What the weights of a site are to be corrected for.
+    fn correction(&self, site: &Site) -> Option<(&Moments, Corrections)> {
+        let (inputs, what) = self.corrections?;
+        Some((inputs.of(&self.graph.node(site.id).output[0])?, what))
+    }
+
     /// Whether a `QuantizeLinear` belongs behind an output: always, unless the kernel hands out floats and only
     /// float operators want them.
     fn is_written_as_integers(&self, site: &Site, value: &str) -> bool {

@@ -19,11 +19,32 @@ pub(super) fn largest_sums(node: &NodeProto, values: &[f32], dims: &[usize], axi
         return of_columns(values, count);
     }
     let (depth, window) = (dims[1], dims[2..].iter().product());
-    let depthwise = node.is("Conv") && depth == 1 && node.int("group", 1) == count as i64;
-    if depthwise || depth * window == 0 {
+    if depthwise(node, dims) || depth * window == 0 {
         return vec![0.0; count];
     }
     values.chunks_exact(depth * window).map(|row| of_row(row, depth, window)).collect()
+}
+
+/// For each input of an output channel, the other one of its pair; empty if there are no pairs.
+pub(super) fn neighbours(node: &NodeProto, dims: &[usize], axis: usize) -> Vec<Option<usize>> {
+    let other = |k: usize, count: usize| Some(k ^ 1).filter(|&other| other < count);
+    if axis != 0 {
+        return (0..dims[0]).map(|k| other(k, dims[0])).collect();
+    }
+    let (depth, window) = (dims[1], dims[2..].iter().product::<usize>());
+    if depthwise(node, dims) {
+        return Vec::new();
+    }
+    // In memory the channels are outermost, in the sum they are innermost.
+    let neighbour = |k: usize| {
+        let other = other(k % window * depth + k / window, depth * window)?;
+        Some(other % depth * window + other / depth)
+    };
+    (0..depth * window).map(neighbour).collect()
+}
+
+fn depthwise(node: &NodeProto, dims: &[usize]) -> bool {
+    node.is("Conv") && dims[1] == 1 && node.int("group", 1) == dims[0] as i64
 }
 
 /// Of a matrix whose columns are the channels.
@@ -69,6 +90,8 @@ mod tests {
         // An even number of channels: 0, 2 and 1, 3; then 4, 6 and 5, 7.
         let row = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, -7.0];
         assert_eq!(largest_sums(&conv, &row, &[1, 4, 2], 0), [80.0]);
+        assert_eq!(neighbours(&conv, &[1, 4, 2], 0), [2, 3, 0, 1, 6, 7, 4, 5].map(Some));
+        assert_eq!(neighbours(&conv, &[2, 3, 2], 0), [2, 4, 0, 5, 1, 3].map(Some).to_vec());
     }
 
     #[test]

@@ -9,6 +9,9 @@ use rayon::prelude::*;
 
 use super::noise::decibels;
 use super::pairs;
+use crate::correct::Corrections;
+use crate::correct::inputs::Moments;
+use crate::correct::layer::{Effect, Weights};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::kernels;
@@ -44,9 +47,12 @@ pub(crate) struct QuantizedWeights {
     pub sqnr_db: f64,
     /// Channels whose weights are all zero.
     pub dead_channels: usize,
+    /// What corrections did, if there were any.
+    pub effect: Option<Effect>,
 }
 
-/// Quantizes the weights of node `id`, and a bias: one value per channel, and the scale of the input.
+/// Quantizes the weights of node `id`, and a bias: one value per channel, and the scale of the input. Both are corrected
+/// where moments of the inputs are given.
 ///
 /// # Errors
 /// [`Error::Tensor`] when weights are not finite, or bias and weights do not fit together.
@@ -55,6 +61,7 @@ pub(crate) fn quantize(
     id: NodeId,
     bias: Option<(&[f32], f32)>,
     grid: WeightGrid,
+    correction: Option<(&Moments, Corrections)>,
 ) -> Result<QuantizedWeights> {
     let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
     let (values, dims) = (finite(weight)?, shape(weight)?);
@@ -67,7 +74,16 @@ pub(crate) fn quantize(
         leave_room_for_bias(&mut limits, bias, input_scale);
     }
     let mut quantized = on_grid(&values, dims, axis, limits, grid.per_channel);
-    quantized.bias = bias.map(|(bias, input_scale)| quantize_bias(bias, input_scale, &quantized.params));
+    let mut bias = bias.map(|(bias, input_scale)| (bias.to_vec(), input_scale));
+    if let Some((moments, what)) = correction {
+        let dims = &quantized.dims;
+        let neighbours = if grid.pairs { pairs::neighbours(graph.node(id), dims, axis) } else { Vec::new() };
+        let weights =
+            Weights { exact: &values, dims, axis, scale: &quantized.params.scale, neighbours: &neighbours };
+        let bias = bias.as_mut().map(|(bias, _)| bias.as_mut_slice());
+        quantized.effect = weights.correct(moments, what, &mut quantized.values, bias);
+    }
+    quantized.bias = bias.map(|(bias, input_scale)| quantize_bias(&bias, input_scale, &quantized.params));
     Ok(quantized)
 }
 
@@ -149,7 +165,7 @@ fn on_grid(
         params = QuantParams { scale: params.scale[..1].to_vec(), zero_point: vec![0], axis: None, ..params };
     }
     let sqnr_db = decibels(power / noise);
-    QuantizedWeights { values: quantized, dims, params, bias: None, sqnr_db, dead_channels }
+    QuantizedWeights { values: quantized, dims, params, bias: None, sqnr_db, dead_channels, effect: None }
 }
 
 /// Quantizes the rows of a constant, without a thought of sums.

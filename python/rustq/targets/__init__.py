@@ -32,6 +32,7 @@ class Job:
         config: every other choice.
         excluded: names of the nodes that stay float.
         everything: whether all others that can run in int8 do, whatever that costs.
+        inputs: what the layers multiply on a few samples, if anything is corrected for that.
     """
 
     model: _rustq.Model
@@ -40,6 +41,7 @@ class Job:
     config: QuantConfig
     excluded: Sequence[str]
     everything: bool = False
+    inputs: _rustq.LayerInputs | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ def make(job: Job) -> Outcome:
         *_rustq.quantize_static(
             job.model,
             job.calibration._core,
+            job.inputs,
             scheme=job.scheme,
             method=config.method,
             percentile=config.percentile,
@@ -35,5 +36,7 @@ def make(job: Job) -> Outcome:
             noise_price=NOISE_PRICE[job.scheme] if price is None else price,
             exclude=list(job.excluded),
             everything=job.everything,
+            rounding=config.rounding,
+            bias_correction=config.bias_correction,
         )
     )

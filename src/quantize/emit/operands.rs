@@ -81,7 +81,7 @@ impl<'m> Emitter<'_, 'm> {
         let bias_behind = if own_bias.is_some() { None } else { self.bias_behind(site)? };
         let bias = own_bias.as_deref().or(bias_behind.as_ref().map(|behind| behind.values.as_slice()));
         let bias = bias.map(|bias| (bias, input_scale));
-        let quantized = weights::quantize(plan.graph, site.id, bias, plan.weights)?;
+        let quantized = weights::quantize(plan.graph, site.id, bias, plan.weights, plan.correction(site))?;
         let integers = tensor("", &quantized.dims, &quantized.values);
         // Without zero points ONNX Runtime does not fuse a Gemm, or what it makes a Gemm of; a Conv does without.
         let zero = (site.op.op_type != "Conv").then(|| self.writer.zeros(&quantized.params));

@@ -1,0 +1,70 @@
+"""The inputs of the layers on a few samples, which rounding and bias are corrected for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rustq import _rustq
+from rustq.data import feeds, inputs_of
+from rustq.runner import session
+
+if TYPE_CHECKING:
+    from rustq.config import QuantConfig
+
+__all__ = ["Excerpt", "layer_inputs"]
+
+SAMPLES = 16
+"""Samples that are run for the corrections."""
+SPREAD = 64
+"""Samples among which they are chosen, evenly."""
+
+
+class Excerpt:
+    """Data to calibrate on, of which a few samples can be read again, those of an iterator too.
+
+    Attributes:
+        data: what to calibrate on, in place of the original.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self._first: list[Any] | None = [] if isinstance(data, Iterator) else None
+        self.data = data if self._first is None else self._remembered(data, self._first)
+
+    def _remembered(self, data: Iterator[Any], first: list[Any]) -> Iterator[Any]:
+        for sample in data:
+            if len(first) < SAMPLES:
+                first.append(deepcopy(sample))  # its maker may use the memory again
+            yield sample
+
+    def feeds(self, runner: Any, config: QuantConfig, calibrated: int) -> Iterator[Any]:
+        """Some of the `calibrated` samples, as feeds of this session."""
+        again = self.data if self._first is None else self._first
+        among = min(calibrated, SPREAD) if self._first is None else SAMPLES
+        samples = feeds(again, inputs_of(runner), config.images)
+        return islice(samples, 0, among, max(among // SAMPLES, 1))
+
+
+def layer_inputs(
+    model: _rustq.Model, excerpt: Excerpt, config: QuantConfig, calibrated: int
+) -> _rustq.LayerInputs:
+    """Means and second moments of what the layers of a prepared model multiply."""
+    seen = _rustq.LayerInputs(model)
+    if not seen.values:
+        return seen
+    runner = session(
+        model.with_outputs(seen.values).to_bytes(),
+        threads=config.threads,
+        providers=(config.providers,)
+        if isinstance(config.providers, str)
+        else tuple(config.providers),
+    )
+    for feed in excerpt.feeds(runner, config, calibrated):
+        values = zip(seen.values, runner.run(seen.values, feed), strict=True)
+        floats = {name: np.ascontiguousarray(v) for name, v in values if v.dtype == np.float32}
+        seen.observe(list(floats), list(floats.values()))
+    return seen

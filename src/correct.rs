@@ -1,0 +1,37 @@
+//! Making up for what rounding the weights does to the results of a layer, from a few of its inputs.
+//!
+//! * [`inputs`]: means and second moments of what each layer multiplies, gathered while the float model runs.
+//! * [`rounding`]: integers that keep the layer's results, not its weights.
+//! * [`layer`]: both, for one layer.
+//!
+//! The bias then takes up the mean of the error that is left: with y = W x + b and the rounded weights Ŵ it becomes
+//! b − (Ŵ − W) E\[x\] (Nagel et al. 2019, section 4.2, with means of real inputs in place of BatchNormalization's).
+
+pub mod inputs;
+pub(crate) mod layer;
+mod rounding;
+mod windows;
+
+pub use inputs::LayerInputs;
+use layer::Effect;
+
+/// What the corrections did, for the user; `None` if there were none.
+pub(crate) fn note(effects: impl Iterator<Item = Effect>) -> Option<String> {
+    let mut gains: Vec<f64> =
+        effects.filter(|e| e.after > 0.0).map(|e| 10.0 * (e.before / e.after).log10()).collect();
+    gains.sort_unstable_by(f64::total_cmp);
+    let (layers, median) = (gains.len(), gains.get(gains.len() / 2)?);
+    Some(format!(
+        "corrections: the weights of {layers} layers put less noise into their results, by {median:.1} dB in \
+         the median"
+    ))
+}
+
+/// What to correct.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Corrections {
+    /// Weights rounded for the sake of the layer's results.
+    pub rounding: bool,
+    /// The mean error taken up by the bias.
+    pub bias: bool,
+}

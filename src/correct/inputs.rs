@@ -1,0 +1,206 @@
+//! Means and second moments of what each layer multiplies by its weights.
+//!
+//! A layer computes y = Σₖ wₖ xₖ over its inputs x: the elements of a row, or of a window of a convolution. Rounding the
+//! weights by e changes y by Σₖ eₖ xₖ, whose mean square is eᵀ E\[x xᵀ\] e: the second moments are all that has to be
+//! known of x. A sample of the positions of each inference is enough for them.
+
+use rayon::prelude::*;
+
+use super::windows::Windows;
+use crate::graph::{Graph, NodeExt};
+use crate::model::Model;
+use crate::ops::Role;
+use crate::quantize::{Sites, channel_axis};
+use crate::tensor::shape;
+
+/// Positions taken from each inference.
+const POSITIONS: usize = 256;
+
+/// Largest number of inputs of a layer whose moments are kept: they take the square of that.
+const WIDEST: usize = 2304;
+
+/// Of the layers of a model.
+#[derive(Debug, Default)]
+pub struct LayerInputs {
+    layers: Vec<Layer>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    /// What the layer's node makes, which names it.
+    output: String,
+    input: String,
+    windows: Option<Windows>,
+    moments: Moments,
+}
+
+impl LayerInputs {
+    /// For each layer of a folded model that could run on integers, nothing seen yet.
+    pub fn new(model: &Model) -> Self {
+        let graph = Graph::new(model.graph());
+        let sites = Sites::find(&graph);
+        let layers = sites.all.iter().filter(|site| site.op.role == Role::Linear).filter_map(|site| {
+            let node = graph.node(site.id);
+            let dims = shape(graph.constant(node.input_at(1)?)?).ok()?;
+            let (windows, groups, width) = if node.is("Conv") {
+                let windows = Windows::of(node, &dims[2..])?;
+                let groups = usize::try_from(node.int("group", 1)).ok()?;
+                let width = dims[1] * windows.taps();
+                (Some(windows), groups, width)
+            } else {
+                (None, 1, dims[1 - channel_axis(&graph, site.id)])
+            };
+            let (input, output) = (site.inputs[0].to_owned(), node.output[0].clone());
+            (width <= WIDEST).then(|| Layer { output, input, windows, moments: Moments::new(groups, width) })
+        });
+        Self { layers: layers.collect() }
+    }
+
+    /// The values that have to be seen, each once.
+    pub fn values(&self) -> Vec<String> {
+        let mut values: Vec<_> = self.layers.iter().map(|layer| layer.input.clone()).collect();
+        values.sort_unstable();
+        values.dedup();
+        values
+    }
+
+    /// Takes in one inference: the dimensions and elements of each value, by name.
+    pub fn observe<'v>(&mut self, value: impl Fn(&str) -> Option<(&'v [usize], &'v [f32])> + Sync) {
+        self.layers.par_iter_mut().for_each(|layer| {
+            if let Some((dims, elements)) = value(&layer.input) {
+                layer.observe(dims, elements);
+            }
+        });
+    }
+
+    /// Of the layer whose node makes `output`, if anything was seen of it.
+    pub(crate) fn of(&self, output: &str) -> Option<&Moments> {
+        self.layers.iter().find(|layer| layer.output == output).map(|l| &l.moments).filter(|m| m.rows > 0)
+    }
+}
+
+impl Layer {
+    fn observe(&mut self, dims: &[usize], x: &[f32]) {
+        match &self.windows {
+            None if dims.last() == Some(&self.moments.width) => {
+                let width = self.moments.width;
+                let rows = spread(x.len() / width.max(1));
+                let rows: Vec<f32> = rows.flat_map(|row| &x[row * width..][..width]).copied().collect();
+                self.moments.add(0, &rows);
+                self.moments.rows += rows.len() / width.max(1);
+            }
+            Some(windows) if dims.len() > 2 => observe_windows(windows, &mut self.moments, dims, x),
+            _ => {}
+        }
+    }
+}
+
+fn observe_windows(windows: &Windows, moments: &mut Moments, dims: &[usize], x: &[f32]) {
+    let (channels, lengths) = (dims[1], &dims[2..]);
+    let Some(positions) = windows.positions(lengths) else { return };
+    let (each, area) = (positions.iter().product::<usize>(), lengths.iter().product::<usize>());
+    let depth = moments.width / windows.taps().max(1);
+    if channels != depth * moments.groups || x.len() != dims[0] * channels * area {
+        return;
+    }
+    let places: Vec<_> = spread(dims[0] * each)
+        .map(|at| (at / each, windows.elements(lengths, &positions, at % each)))
+        .collect();
+    for group in 0..moments.groups {
+        let mut rows = Vec::with_capacity(places.len() * moments.width);
+        for (batch, elements) in &places {
+            for channel in group * depth..(group + 1) * depth {
+                let plane = &x[(batch * channels + channel) * area..][..area];
+                rows.extend(elements.iter().map(|element| element.map_or(0.0, |e| plane[e])));
+            }
+        }
+        moments.add(group, &rows);
+    }
+    moments.rows += places.len();
+}
+
+/// At most [`POSITIONS`] of `count` positions, spread by the golden ratio, so that they follow no pattern of a map.
+fn spread(count: usize) -> impl Iterator<Item = usize> {
+    const GOLDEN: f64 = 0.618_033_988_749_894_8;
+    let all = count <= POSITIONS;
+    (0..count.min(POSITIONS)).map(
+        move |i| {
+            if all { i } else { ((i as f64 * GOLDEN).fract() * count as f64) as usize }
+        },
+    )
+}
+
+/// Sums over the rows that were seen of a layer's inputs, for each group of channels.
+#[derive(Debug)]
+pub(crate) struct Moments {
+    groups: usize,
+    width: usize,
+    rows: usize,
+    sums: Vec<f64>,
+    /// Symmetric; only what is on and right of the diagonal is kept up.
+    products: Vec<f32>,
+}
+
+impl Moments {
+    fn new(groups: usize, width: usize) -> Self {
+        let (sums, products) = (vec![0.0; groups * width], vec![0.0; groups * width * width]);
+        Self { groups, width, rows: 0, sums, products }
+    }
+
+    /// Adds rows of one group.
+    fn add(&mut self, group: usize, rows: &[f32]) {
+        let width = self.width;
+        let sums = &mut self.sums[group * width..][..width];
+        for row in rows.chunks_exact(width) {
+            sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
+        }
+        let products = &mut self.products[group * width * width..][..width * width];
+        products.chunks_exact_mut(width).enumerate().for_each(|(k, line)| {
+            let line = &mut line[k..];
+            // Several rows at a time, so that the line is read and written less often.
+            for rows in rows.chunks(8 * width) {
+                for row in rows.chunks_exact(width) {
+                    let x = row[k];
+                    line.iter_mut().zip(&row[k..]).for_each(|(sum, &y)| *sum += x * y);
+                }
+            }
+        });
+    }
+
+    /// Inputs of one output.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Groups of channels.
+    pub fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// Mean input.
+    pub fn mean(&self, group: usize) -> Vec<f64> {
+        let sums = &self.sums[group * self.width..][..self.width];
+        sums.iter().map(|sum| sum / self.rows as f64).collect()
+    }
+
+    /// E\[x xᵀ\], or the covariance if a bias takes up the mean.
+    ///
+    /// What a few rows say of many inputs is uncertain: products of different inputs count rows / (rows + width) of what
+    /// was seen (Ledoit and Wolf's shrinkage towards the diagonal, with that simple intensity).
+    pub fn second(&self, group: usize, centred: bool) -> Vec<f32> {
+        let (width, rows) = (self.width, self.rows as f64);
+        let products = &self.products[group * width * width..][..width * width];
+        let mean = if centred { self.mean(group) } else { vec![0.0; width] };
+        let trust = rows / (rows + width as f64);
+        let mut second = vec![0.0; width * width];
+        for i in 0..width {
+            for j in i..width {
+                let value = f64::from(products[i * width + j]) / rows - mean[i] * mean[j];
+                let value = if i == j { value.max(0.0) } else { value * trust } as f32;
+                second[i * width + j] = value;
+                second[j * width + i] = value;
+            }
+        }
+        second
+    }
+}

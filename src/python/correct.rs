@@ -1,0 +1,45 @@
+//! `LayerInputs`: taking in what layers multiply.
+
+use std::collections::HashMap;
+
+use numpy::{PyReadonlyArrayDyn, PyUntypedArrayMethods};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use super::model::PyModel;
+use crate::correct::LayerInputs;
+
+/// Means and second moments of the inputs of each layer of a folded model.
+#[pyclass(name = "LayerInputs", module = "rustq._rustq")]
+pub(super) struct PyLayerInputs(pub LayerInputs);
+
+#[pymethods]
+impl PyLayerInputs {
+    #[new]
+    fn new(model: PyRef<'_, PyModel>) -> Self {
+        Self(LayerInputs::new(&model.0))
+    }
+
+    /// Names of the values that have to be seen.
+    #[getter]
+    fn values(&self) -> Vec<String> {
+        self.0.values()
+    }
+
+    /// Takes in one inference: the values of each named tensor.
+    fn observe(
+        &mut self,
+        py: Python<'_>,
+        names: Vec<String>,
+        arrays: Vec<PyReadonlyArrayDyn<'_, f32>>,
+    ) -> PyResult<()> {
+        let mut values: HashMap<&str, (&[usize], &[f32])> = HashMap::new();
+        for (name, array) in names.iter().zip(&arrays) {
+            let elements =
+                array.as_slice().map_err(|_| PyValueError::new_err("arrays must be contiguous"))?;
+            values.insert(name, (array.shape(), elements));
+        }
+        py.detach(|| self.0.observe(|name| values.get(name).copied()));
+        Ok(())
+    }
+}
