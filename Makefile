@@ -18,7 +18,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/maturin
 WITH_PYTHON := PYO3_PYTHON="$(abspath $(PY))"
 
-.PHONY: help demo develop test test-rust test-python test-tensorrt check format lint lint-rust lint-python docs bench bench-fold bench-peers bench-targets zoo \
+.PHONY: help demo develop test test-rust test-python test-tensorrt check format lint lint-rust lint-python docs bench bench-fold bench-peers bench-targets zoo ncnn \
 	release wheel sdist clean
 
 help: ## list the targets
@@ -75,6 +75,10 @@ zoo: release $(TOOLS) ## print every published figure: accuracy, speed, cost (he
 	$(PY) benches/accuracy.py --peer
 	$(PY) benches/speed.py
 	$(PY) benches/cost.py --peer
+
+ncnn: release $(TOOLS) ## run the zoo's image models in ncnn, in float and int8 (heavy: downloads 500 MB)
+	$(PY) -m pip install --quiet -r benches/requirements.txt
+	$(PY) benches/ncnn_scores.py
 
 bench-fold: release $(TOOLS) ## compare folding with other simplifiers: time, rules, torchvision's networks (heavy: installs torch)
 	$(PY) -m pip install --quiet -r benches/requirements.txt -r benches/requirements-fold.txt

@@ -32,6 +32,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The request is sound, but the target cannot do it.
+    #[error("{0}")]
+    Unsupported(String),
     /// The calibration data cannot be used.
     #[error("{0}")]
     Data(String),

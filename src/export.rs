@@ -1,11 +1,13 @@
 //! Models for other runtimes than ONNX Runtime.
 //!
 //! A runtime is a table of the [layers] it multiplies integers in, and where it wants QuantizeLinear/DequantizeLinear
-//! pairs: those are then [written](explicit) in front of the inputs of operators, never behind them.
+//! pairs: those are then [written](explicit) in front of the inputs of operators, never behind them. [ncnn] has
+//! files of its own.
 
 pub mod ascend;
 mod explicit;
 mod layers;
+pub mod ncnn;
 pub mod tensorrt;
 
 use crate::graph::Graph;

@@ -96,6 +96,11 @@ impl<'m> Graph<'m> {
         self.initializers.get(value).copied()
     }
 
+    /// Names of the outputs, in the order of the file.
+    pub fn outputs(&self) -> impl Iterator<Item = &'m str> {
+        self.proto.output.iter().map(ValueInfoProto::name)
+    }
+
     /// Whether `value` is an input of the graph.
     pub fn is_input(&self, value: &str) -> bool {
         self.inputs.contains(value)

@@ -5,6 +5,7 @@ mod correct;
 mod export;
 mod kernels;
 mod model;
+mod ncnn;
 mod quantize;
 
 use pyo3::exceptions::PyOSError;
@@ -14,6 +15,7 @@ use crate::error::Error;
 
 pyo3::import_exception!(rustq.errors, ModelError);
 pyo3::import_exception!(rustq.errors, DataError);
+pyo3::import_exception!(rustq.errors, UnsupportedError);
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
@@ -26,6 +28,7 @@ impl From<Error> for PyErr {
             },
             Error::NotOnnx { .. } | Error::Model(_) | Error::Tensor { .. } => ModelError::new_err(message),
             Error::Data(_) => DataError::new_err(message),
+            Error::Unsupported(_) => UnsupportedError::new_err(message),
         }
     }
 }
@@ -51,6 +54,9 @@ fn _rustq(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(export::quantize_tensorrt, module)?)?;
     module.add_function(wrap_pyfunction!(export::lint_tensorrt, module)?)?;
     module.add_function(wrap_pyfunction!(export::quantize_ascend, module)?)?;
+    module.add_function(wrap_pyfunction!(ncnn::ncnn_export, module)?)?;
+    module.add_function(wrap_pyfunction!(ncnn::ncnn_unsupported, module)?)?;
+    module.add_function(wrap_pyfunction!(ncnn::ncnn_read, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::quantize, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::dequantize, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::fake_quantize, module)?)?;

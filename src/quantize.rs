@@ -34,6 +34,7 @@ use crate::qparams::Scheme;
 use crate::ranges::Method;
 pub use dynamic::quantize_dynamic;
 use names::Names;
+pub(crate) use noise::{decibels, of_products as noise_of_products, sqnr_db};
 use report::Decisions;
 pub use report::{LayerRecord, TensorRecord};
 pub(crate) use sites::Sites;

@@ -337,7 +337,7 @@ def test_integers_are_cast_where_they_fit(dtype: Any) -> None:
     [
         ({"scheme": "both"}, ValueError, ["'both'", "asym", "sym"]),
         ({"target": "tpu"}, ValueError, ["'tpu'", "onnxruntime"]),
-        ({"target": "ncnn"}, rustq.UnsupportedError, ["ncnn"]),
+        ({"target": "ncnn", "scheme": "asym"}, rustq.UnsupportedError, ["ncnn", "sym"]),
         ({"executor": object()}, rustq.UnsupportedError, ["executor"]),
         ({"config": {"method": "mse"}}, TypeError, ["config", "QuantConfig"]),
         ({"config": rustq.QuantConfig(weights="int4")}, rustq.UnsupportedError, ["int4"]),

@@ -37,7 +37,11 @@ def test_frozen_keyword_only_hashable_replaceable() -> None:
     [
         ({"method": "kl"}, ValueError, f"unknown method 'kl': choose one of {', '.join(METHODS)}"),
         ({"method": None}, TypeError, "method must be one of auto, minmax"),
-        ({"weights": "int3"}, ValueError, "choose one of int8, int4, binary, log2"),
+        (
+            {"weights": "int3"},
+            ValueError,
+            "choose one of int8, float16, float32, int4, binary, log2",
+        ),
         ({"percentile": 50}, ValueError, "above 50 and at most 100, got 50"),
         ({"percentile": 100.1}, ValueError, "above 50"),
         ({"percentile": float("nan")}, ValueError, "above 50"),

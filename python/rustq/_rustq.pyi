@@ -1,5 +1,6 @@
 """The native part of rustq. Not public: use `rustq`."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -20,6 +21,9 @@ __all__ = [
     "fake_quantize",
     "lint_tensorrt",
     "min_max",
+    "ncnn_export",
+    "ncnn_read",
+    "ncnn_unsupported",
     "quantize",
     "quantize_ascend",
     "quantize_dynamic",
@@ -52,6 +56,8 @@ class Model:
     def check_weights(self) -> None: ...
     def values_to_observe(self) -> list[str]: ...
     def with_outputs(self, names: list[str]) -> Model: ...
+    def with_input_shapes(self, shapes: Mapping[str, Sequence[int]]) -> Model: ...
+    def described_as(self, other: Model) -> Model: ...
     def with_metadata_of(self, other: Model) -> Model: ...
     @property
     def inputs(self) -> list[_Value]: ...
@@ -161,6 +167,20 @@ def quantize_ascend(
 def quantize_dynamic(
     model: Model, *, per_channel: bool, avoid_saturation: bool, exclude: list[str]
 ) -> _Outcome: ...
+def ncnn_export(
+    model: Model,
+    calibration: Calibration | None,
+    *,
+    weights: str,
+    method: str,
+    percentile: float,
+    noise_price: float,
+    exclude: list[str],
+) -> tuple[str, bytes, str | None, list[dict[str, Any]]]: ...
+def ncnn_unsupported(model: Model) -> list[tuple[str, str, str, str]]: ...
+def ncnn_read(
+    param: str, bin: bytes | None
+) -> list[tuple[str, str, list[str], list[str], bool, int | None]]: ...
 def quantize(
     x: _Float32, scale: list[float], zero_point: list[int], axis: int | None, dtype: str
 ) -> _Int: ...

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rustq import _rustq
@@ -21,10 +21,12 @@ from rustq.targets import target as target_named
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from rustq.data import Feeds
     from rustq.measuring import Metric
     from rustq.report import Report
+    from rustq.targets import Unsupported
 
-__all__ = ["as_model", "calibrate", "fold", "load", "quantize"]
+__all__ = ["as_model", "calibrate", "fold", "load", "quantize", "unsupported"]
 
 
 def load(model: Any) -> Model:
@@ -117,8 +119,9 @@ def quantize(
             folder of them, or of images.
         scheme: `"asym"`: activations are uint8, scale = (max - min) / 255, with a zero point;
             `"sym"`: int8, scale = absmax / 127, zero point 0. `None` is the target's default:
-            `"sym"` for TensorRT, which has no other, `"asym"` for the others.
-        target: `"onnxruntime"`, `"tensorrt"` or `"ascend"`. One calibration serves all of them.
+            `"sym"` for TensorRT and ncnn, which have no other, `"asym"` for the others.
+        target: `"onnxruntime"`, `"tensorrt"`, `"ascend"` or `"ncnn"`. One calibration serves all
+            of them.
         config: every other choice.
         max_drop: how much worse than the float model the result may be, at least 0: layers that
             cost too much stay float, as few as are found to be enough. With `metric`, the
@@ -175,6 +178,7 @@ class Task:
         config: every other choice.
         notes: what the user should know.
         inputs: what its layers multiply, if anything is corrected for that.
+        shapes: of the inputs in the first sample; empty where there is no sample.
     """
 
     source: _rustq.Model
@@ -185,6 +189,7 @@ class Task:
     config: QuantConfig
     notes: tuple[str, ...] = ()
     inputs: _rustq.LayerInputs | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -201,6 +206,7 @@ class Task:
         config = _config(config)
         runtime = target_named(target)
         scheme = runtime.scheme(scheme)
+        runtime.check_weights(config.weights)
         _check(config, runtime)
         source = core_of(model)
         prepared, notes = _prepare(source)
@@ -211,17 +217,30 @@ class Task:
                     " some of them again: a calibration, or none, will not do"
                 )
             return cls(source, prepared, data, runtime, scheme, config, tuple(notes))
+        if config.weights.startswith("float"):
+            shapes = _first_shapes(prepared, data, config)
+            return cls(source, prepared, None, runtime, scheme, config, tuple(notes), shapes=shapes)
         if not config.corrects:
-            calibration, assumed = _observed(prepared, data, config, progress)
+            calibration, samples = _observed(prepared, data, config, progress)
             inputs = None
         else:
             from rustq.corrections import Excerpt, layer_inputs
 
             excerpt = Excerpt(data)
-            calibration, assumed = _observed(prepared, excerpt.data, config, progress)
+            calibration, samples = _observed(prepared, excerpt.data, config, progress)
             inputs = layer_inputs(prepared, excerpt, config, calibration.samples)
-        notes += assumed
-        return cls(source, prepared, calibration, runtime, scheme, config, tuple(notes), inputs)
+        notes += samples.notes
+        return cls(
+            source,
+            prepared,
+            calibration,
+            runtime,
+            scheme,
+            config,
+            tuple(notes),
+            inputs,
+            samples.shapes,
+        )
 
     def outcome(self, excluded: Sequence[str] = (), *, everything: bool = False) -> Outcome:
         """What the target makes of it with these nodes in float, besides those of the config."""
@@ -229,7 +248,14 @@ class Task:
         names = {name for name, op_type in self.model.nodes if excludes(name, op_type)}
         kept = sorted(names.union(excluded))
         job = Job(
-            self.model, self.calibration, self.scheme, self.config, kept, everything, self.inputs
+            self.model,
+            self.calibration,
+            self.scheme,
+            self.config,
+            kept,
+            everything,
+            self.inputs,
+            self.shapes,
         )
         return self.runtime.make(job)
 
@@ -246,11 +272,50 @@ class Task:
             outcome.layers,
             [*self.notes, *misspelt, *outcome.notes],
             self.config,
-            scheme=self.scheme if calibration else "dynamic",
+            scheme=_scheme_of(self.scheme, calibration, self.config),
             target=self.runtime.name,
+            size_after=self.runtime.size(outcome),
             samples=calibration.samples if calibration else None,
         )
         return QuantizedModel(outcome.model, report, calibration, self.runtime, outcome.files)
+
+
+def unsupported(
+    model: Any, data: Any = None, *, target: str, config: QuantConfig | None = None
+) -> list[Unsupported]:
+    """Everything in a model that cannot be written for a target.
+
+    Args:
+        model: see `load`.
+        data: shapes are taken from its first sample where neither the model nor
+            `QuantConfig.input_shapes` fixes them.
+        target: see `quantize`.
+        config: see `quantize`.
+
+    Raises:
+        OSError: a file cannot be read.
+        ModelError: the model is not valid.
+        DataError: the data do not fit the model.
+        ValueError: an unknown target.
+        UnsupportedError: a shape that is not known.
+    """
+    config = _config(config)
+    runtime = target_named(target)
+    prepared, _ = _prepare(core_of(model))
+    shapes = {} if data is None else _first_shapes(prepared, data, config)
+    return runtime.unsupported(prepared, config, shapes)
+
+
+def _first_shapes(
+    prepared: _rustq.Model, data: Any, config: QuantConfig
+) -> dict[str, tuple[int, ...]]:
+    """The shape of each input in the first sample."""
+    from rustq.data import feeds, inputs_of
+    from rustq.runner import session
+
+    samples = feeds(data, inputs_of(session(prepared.to_bytes())), config.images)
+    next(iter(samples))
+    return samples.shapes
 
 
 def _config(config: QuantConfig | None) -> QuantConfig:
@@ -261,7 +326,6 @@ def _config(config: QuantConfig | None) -> QuantConfig:
 
 def _check(config: QuantConfig, runtime: Target) -> None:
     wanted = {
-        f"weights={config.weights!r}": config.weights != "int8",
         "equalize=True": config.equalize,
     }
     for option, asked in wanted.items():
@@ -292,6 +356,13 @@ def _check_limit(max_drop: float | None, metric: Metric | None, target: str) -> 
         raise UnsupportedError("max_drop is measured in ONNX Runtime, for that target alone")
 
 
+def _scheme_of(scheme: str, calibration: Calibration | None, config: QuantConfig) -> str:
+    """What the report calls it: the scheme where activations are quantized by ranges."""
+    if config.weights.startswith("float"):
+        return "float"
+    return scheme if calibration else "dynamic"
+
+
 def _no_executor(executor: object) -> None:
     if executor is not None:
         raise UnsupportedError("calibrating with an executor is not available yet")
@@ -315,7 +386,7 @@ def _prepare(source: _rustq.Model) -> tuple[_rustq.Model, list[str]]:
 
 def _observed(
     prepared: _rustq.Model, data: Any, config: QuantConfig, progress: bool | Progress
-) -> tuple[Calibration, list[str]]:
+) -> tuple[Calibration, Feeds]:
     from rustq.data import feeds, inputs_of
     from rustq.runner import Observation
 
@@ -325,7 +396,7 @@ def _observed(
     with reporting(progress, "calibrating") as report:
         observation.run(samples, core, report)
     core.check_finite()
-    return Calibration(core), list(samples.notes)
+    return Calibration(core), samples
 
 
 def _report(
@@ -342,7 +413,6 @@ def _report(
         layers,
         notes=notes,
         size_before=source.byte_size,
-        size_after=quantized.byte_size,
         opset_before=source.opset or 0,
         opset_after=quantized.opset or 0,
         method=config.method,

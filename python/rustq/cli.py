@@ -10,16 +10,24 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rustq import console, text
-from rustq.config import METHODS, PRECISIONS
+from rustq.config import METHODS, PRECISIONS, QuantConfig
 from rustq.images import ImageOptions
-from rustq.options import DATA_HELP, MODEL, checked_output, config, data_options, image_flags
+from rustq.options import (
+    DATA_HELP,
+    MODEL,
+    checked_output,
+    config,
+    data_options,
+    image_flags,
+    named_shape,
+)
 from rustq.progress import reporting
 from rustq.report import FAMILIES
 from rustq.samples import shape_text
@@ -139,7 +147,33 @@ def commands(context: click.Context) -> None:
     is_flag=True,
     help="For Ascend: also write a .qdq.onnx file for convert_qat_model.",
 )
-@click.option("-o", "--output", type=MODEL, help="File to write.  [default: MODEL.int8.onnx]")
+@click.option(
+    "--weights",
+    type=click.Choice(("int8", "float16", "float32")),
+    default="int8",
+    show_default=True,
+    help="Number format of weights; the float ones are for targets other than onnxruntime.",
+)
+@click.option(
+    "--input-shape",
+    "input_shapes",
+    type=named_shape,
+    multiple=True,
+    metavar="NAME=1x3x224x224",
+    help="Fixed shape of an input, for targets that need one. Repeatable.  [default: the model's,"
+    " or that of the first sample]",
+)
+@click.option(
+    "--list-unsupported",
+    is_flag=True,
+    help="Only list what the target cannot run; status 1 if any.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=MODEL,
+    help="File to write.  [default: MODEL.int8.onnx, or what the target reads]",
+)
 @report_option
 @as_json
 @data_options
@@ -154,13 +188,16 @@ def quantize(
     images: ImageOptions | None,
     per_tensor: bool,
     max_drop: float | None,
+    list_unsupported: bool,
     **knobs: Any,
-) -> None:
+) -> int:
     """Quantize MODEL to INT8, static with --data, dynamic without."""
     import rustq
 
     settings = config(images=images, per_channel=not per_tensor, **knobs)
-    suffix = f".int8{TARGETS[target].suffix}"
+    if list_unsupported:
+        return _list_unsupported(model, data, target, settings, as_json)
+    suffix = f".{settings.weights}{TARGETS[target].suffix}"
     path = checked_output(output or model.with_name(model.stem + suffix))
     report = report and checked_output(report)
     with reporting(True, "calibrating") as progress:
@@ -186,7 +223,7 @@ def quantize(
         )
     if as_json:
         console.show_json({"files": files, "report": result.report.to_dict()})
-        return
+        return 0
     console.show_quantized(result.report)
     click.echo(f"\nwrote {', '.join(map(str, files))}")
     if target == "onnxruntime":
@@ -195,6 +232,25 @@ def quantize(
         _next(f"compare {_quoted(model, files[0])} --data {shown}{image_flags(images)}")
     else:
         click.echo(f"\nnext: {TARGETS[target].next_step(result, files)}")
+    return 0
+
+
+def _list_unsupported(
+    model: Path, data: str | None, target: str, settings: QuantConfig, as_json: bool
+) -> int:
+    """Shows what a target cannot run of a model; returns the exit status."""
+    from rustq.api import unsupported
+
+    known = data if data is not None and _is_data(data) else None
+    found = unsupported(model, known and Path(known), target=target, config=settings)
+    if as_json:
+        console.show_json({"unsupported": [asdict(entry) for entry in found]})
+    elif found:
+        header = ("node", "operator", "why not", "what to do")
+        console.show_table(f"what {target} cannot run", header, [astuple(e) for e in found])
+    else:
+        click.echo(f"{target} can run all of {model}")
+    return 1 if found else 0
 
 
 @commands.command()
@@ -271,9 +327,12 @@ def fold(model: Path, output: Path | None, as_json: bool) -> None:
 @click.argument("model", type=MODEL)
 @as_json
 def inspect(model: Path, as_json: bool) -> None:
-    """Show what MODEL is made of and what quantization would change."""
+    """Show what MODEL, an ONNX or ncnn model, is made of, and what quantization would change."""
     import rustq
 
+    if model.suffix == ".param":
+        _inspect_ncnn(model, as_json)
+        return
     loaded = rustq.load(model)
     facts = {
         "opset": loaded.opset,
@@ -298,6 +357,31 @@ def inspect(model: Path, as_json: bool) -> None:
     console.show_table("operators", ("operator", "nodes"), [(op, str(n)) for op, n in by_count])
     click.echo(_prospect(loaded.op_counts, loaded.weight_bytes))
     _next(f"quantize {_quoted(model)} --data YOUR_DATA")
+
+
+def _inspect_ncnn(path: Path, as_json: bool) -> None:
+    """Shows what an ncnn model is made of, once it is sure that ncnn could run it."""
+    from rustq.targets import ncnn
+
+    contents = ncnn.read(path)
+    if as_json:
+        console.show_json(contents.to_dict())
+        return
+    click.echo(f"{path}: ncnn model, {len(contents.layers)} layers\n")
+    rows = [("input", name) for name in contents.inputs]
+    rows += [("output", name) for name in contents.outputs]
+    console.show_table("inputs and outputs", ("", "name"), rows)
+    counted = [
+        (kind, str(count), str(int8) if int8 else "", text.size(size) if size else "")
+        for kind, (count, int8, size) in contents.kinds.items()
+    ]
+    console.show_table("layers", ("layer", "number", "in int8", "weights"), counted)
+    if contents.weight_bytes is None:
+        click.echo(
+            f"there is no {path.with_suffix('.bin').name} beside it: weights are not checked"
+        )
+    else:
+        click.echo(f"weights: {text.size(contents.weight_bytes)}, each where ncnn looks for it")
 
 
 def _prospect(op_counts: dict[str, int], weight_bytes: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = ["METHODS", "WEIGHTS", "ImageOptions", "QuantConfig"]
 METHODS = ("auto", "minmax", "percentile", "entropy", "mse", "ifmr")
 """Ways to turn what was observed of a tensor into its quantized range."""
 
-WEIGHTS = ("int8", "int4", "binary", "log2")
+WEIGHTS = ("int8", "float16", "float32", "int4", "binary", "log2")
 """Number formats of the weights."""
 
 PRECISIONS = ("fp32", "fp16")
@@ -44,8 +44,10 @@ class QuantConfig:
             Runtime adds pairs of products in 16 bits: the result is then the same on every
             processor. `False` makes weights up to one bit finer, for processors that are known to
             have VNNI (or are ARM).
-        weights: number format of the weights: `"int8"`. (`"int4"`, `"binary"` and `"log2"` are
-            reserved names that `quantize` refuses with `UnsupportedError` for now.)
+        weights: number format of the weights: `"int8"`; for targets with a format of their own
+            (ncnn) also `"float16"` and `"float32"`, which quantize nothing and need no data.
+            (`"int4"`, `"binary"` and `"log2"` are reserved names that `quantize` refuses with
+            `UnsupportedError` for now.)
         noise_price: what accuracy is worth in time, at least 0: a relative noise of 1 in one place
             costs as much as this many times the float model's time. Larger leaves more layers in
             float; 0 asks for speed alone. `None` is 3 for `scheme="asym"` and 6 for `"sym"`, and
@@ -67,6 +69,8 @@ class QuantConfig:
             as a tuple.
         exclude_op_types: operator types that stay float, such as `"Gemm"`. Stored as a tuple.
         images: how image files become model inputs; `None` derives it from the model's input shape.
+        input_shapes: shapes of inputs by name, for targets that need fixed ones (ncnn). Where it is
+            left out they come from the model, or from the first sample. Stored as pairs.
         threads: threads that ONNX Runtime uses within an operator while it runs the float model;
             `None` lets it choose.
         providers: ONNX Runtime execution providers for the float model, in order of preference.
@@ -93,6 +97,7 @@ class QuantConfig:
     exclude: NamePattern | Iterable[NamePattern] = ()
     exclude_op_types: str | Iterable[str] = ()
     images: ImageOptions | None = None
+    input_shapes: Mapping[str, Sequence[int]] | Iterable[tuple[str, tuple[int, ...]]] = ()
     threads: int | None = None
     providers: str | Iterable[str] = ("CPUExecutionProvider",)
 
@@ -141,6 +146,7 @@ class QuantConfig:
             ("providers", (str,)),
         ):
             object.__setattr__(self, name, _several(name, getattr(self, name), kinds))
+        object.__setattr__(self, "input_shapes", _shapes(self.input_shapes))
         if not self.providers:
             raise ValueError('providers must name at least one, such as "CPUExecutionProvider"')
 
@@ -171,6 +177,7 @@ class QuantConfig:
         values["exclude"] = [p if isinstance(p, str) else p.pattern for p in values["exclude"]]
         values["exclude_op_types"] = list(values["exclude_op_types"])
         values["providers"] = list(values["providers"])
+        values["input_shapes"] = {name: list(shape) for name, shape in values["input_shapes"]}
         if self.images is not None:
             values["images"] = asdict(self.images)
         return values
@@ -193,6 +200,17 @@ def _several(name: str, value: Any, kinds: tuple[type, ...]) -> tuple[Any, ...]:
         if not isinstance(entry, kinds):
             raise TypeError(f"{name} must hold {_names(kinds)}, got {entry!r}")
     return values
+
+
+def _shapes(given: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Shapes by name as pairs that can be hashed."""
+    try:
+        pairs = tuple((str(name), tuple(map(int, shape))) for name, shape in dict(given).items())
+    except (TypeError, ValueError):
+        raise TypeError(f"input_shapes must map names to shapes, got {given!r}") from None
+    if any(size < 1 for _, shape in pairs for size in shape):
+        raise ValueError(f"input_shapes must hold lengths of at least 1, got {given!r}")
+    return pairs
 
 
 def _names(kinds: tuple[type, ...]) -> str:

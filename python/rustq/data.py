@@ -45,6 +45,7 @@ class Feeds:
         length: number of feeds where it is known without reading the data. For an iterable it is
             `len` of that, so a batch that has to be split counts once.
         notes: what was assumed about the data, one line each, for the report.
+        shapes: the shape of each input in the first feed, once that was read.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Feeds:
     ) -> None:
         self.length = length
         self.notes = tuple(notes)
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self._start = start
         self._once = once
         self._used = False
@@ -81,6 +83,8 @@ class Feeds:
     def _not_empty(self) -> Iterator[Feed]:
         empty = True
         for feed in self._start():
+            if empty:
+                self.shapes = {name: array.shape for name, array in feed.items()}
             empty = False
             yield feed
         if empty:

@@ -8,16 +8,18 @@ evaluates, so that the constants are those the model would have computed.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rustq import _rustq
+from rustq.errors import ModelError
 from rustq.model import Model
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FoldRecord", "FoldedModel", "folded"]
+__all__ = ["FoldRecord", "FoldedModel", "folded", "specialized"]
 
 ROUNDS = 8
 """Shapes that follow from constants that follow from shapes: how often."""
@@ -75,6 +77,25 @@ def folded(core: _rustq.Model) -> FoldedModel:
                 break
         model = model.with_values_of(core)
     return FoldedModel(model, tuple(FoldRecord(**record) for record in records))
+
+
+def specialized(core: _rustq.Model, shapes: Mapping[str, Sequence[int]]) -> _rustq.Model:
+    """`core` for inputs of these shapes alone: folded again, with the shape of every value that
+    onnx can infer.
+
+    Raises:
+        ModelError: the model is inconsistent, with itself or with these shapes.
+    """
+    import onnx
+
+    fixed = folded(core.with_input_shapes(shapes))._core
+    proto = onnx.load_model_from_string(fixed.skeleton().to_bytes())
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+    except Exception as error:  # onnx raises several errors without a base class
+        reason = " ".join(str(error).split())
+        raise ModelError(f"the shapes of values cannot be inferred: {reason}") from None
+    return fixed.described_as(_rustq.Model.from_bytes(inferred.SerializeToString()))
 
 
 def _with_inferred_shapes(model: _rustq.Model) -> _rustq.Model:

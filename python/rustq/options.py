@@ -15,7 +15,15 @@ import click
 from rustq.config import QuantConfig
 from rustq.images import CHANNELS, LAYOUTS, RESIZES, ImageOptions
 
-__all__ = ["DATA_HELP", "MODEL", "checked_output", "config", "data_options", "image_flags"]
+__all__ = [
+    "DATA_HELP",
+    "MODEL",
+    "checked_output",
+    "config",
+    "data_options",
+    "image_flags",
+    "named_shape",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,6 +55,15 @@ def _size(text: str) -> tuple[int, int]:
     if not width.isdecimal() or not (height or width).isdecimal():
         raise click.BadParameter(f"{text!r} is not a size such as 224 or 224x160")
     return int(width), int(height or width)
+
+
+def named_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """An input and its shape: image=1x3x224x224."""
+    name, _, sizes = text.rpartition("=")
+    shape = sizes.lower().replace(",", "x").split("x")
+    if not name or not all(size.isdecimal() for size in shape):
+        raise click.BadParameter(f"{text!r} is not a shape such as image=1x3x224x224")
+    return name, tuple(map(int, shape))
 
 
 def _number(text: str) -> float:

@@ -3,7 +3,7 @@
 //! Folding itself knows neither the shape rule nor the kernel of every operator. A [`skeleton`] is small enough to have shapes
 //! inferred in no time; a [`constant_part`] is a model of its own that anything that runs ONNX can evaluate.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId, subgraphs};
@@ -88,6 +88,36 @@ pub fn with_values_of(model: &Model, other: &Model) -> Result<Model> {
     let made: HashSet<&str> = graph.node.iter().flat_map(|node| &node.output).map(String::as_str).collect();
     let values = other.graph().value_info.iter().filter(|value| made.contains(value.name())).cloned();
     graph.value_info = values.collect();
+    Model::from_proto(proto)
+}
+
+/// `model` with the descriptions of values and of its outputs of `other`, which has the same nodes.
+///
+/// # Errors
+/// [`crate::Error::Model`] when the model has no graph.
+pub fn described_as(model: &Model, other: &Model) -> Result<Model> {
+    let mut proto = with_values_of(model, other)?.into_proto();
+    proto.graph.get_or_insert_default().output.clone_from(&other.graph().output);
+    Model::from_proto(proto)
+}
+
+/// `model` with fixed dimensions of the inputs named, and without what it says of other values, which may depend on them.
+///
+/// # Errors
+/// [`crate::Error::Model`] when the model has no graph.
+pub fn with_input_shapes(model: &Model, shapes: &BTreeMap<String, Vec<i64>>) -> Result<Model> {
+    let mut proto = model.clone().into_proto();
+    let graph = proto.graph.get_or_insert_default();
+    graph.value_info.clear();
+    for input in &mut graph.input {
+        let (Some(dims), Some(kind)) = (shapes.get(input.name()), input.r#type.as_mut()) else { continue };
+        kind.tensor_type.get_or_insert_default().shape = Some(fixed_shape(dims));
+    }
+    for output in &mut graph.output {
+        if let Some(tensor) = output.r#type.as_mut().and_then(|kind| kind.tensor_type.as_mut()) {
+            tensor.shape = None;
+        }
+    }
     Model::from_proto(proto)
 }
 
@@ -177,15 +207,16 @@ fn constant_nodes(graph: &Graph) -> Vec<NodeId> {
 
 /// A tensor's name, type and shape.
 fn declaration(tensor: &TensorProto) -> ValueInfoProto {
-    let dimension =
-        |&value: &i64| TensorShapeDimension { dim_value: Some(value), ..TensorShapeDimension::default() };
-    let tensor_type = TypeTensor {
-        elem_type: tensor.data_type,
-        shape: Some(TensorShapeProto { dim: tensor.dims.iter().map(dimension).collect() }),
-    };
+    let tensor_type = TypeTensor { elem_type: tensor.data_type, shape: Some(fixed_shape(&tensor.dims)) };
     ValueInfoProto {
         name: tensor.name.clone(),
         r#type: Some(TypeProto { tensor_type: Some(tensor_type), ..TypeProto::default() }),
         ..ValueInfoProto::default()
     }
+}
+
+fn fixed_shape(dims: &[i64]) -> TensorShapeProto {
+    let dimension =
+        |&value: &i64| TensorShapeDimension { dim_value: Some(value), ..TensorShapeDimension::default() };
+    TensorShapeProto { dim: dims.iter().map(dimension).collect() }
 }

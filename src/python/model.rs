@@ -114,6 +114,16 @@ impl PyModel {
         Ok(Self(Model::from_proto(proto)?))
     }
 
+    /// The model with fixed dimensions of the inputs named, and without descriptions of other values.
+    fn with_input_shapes(&self, shapes: BTreeMap<String, Vec<i64>>) -> PyResult<Self> {
+        Ok(Self(evidence::with_input_shapes(&self.0, &shapes)?))
+    }
+
+    /// The model with the descriptions of values and outputs of `other`.
+    fn described_as(&self, other: &Self) -> PyResult<Self> {
+        Ok(Self(evidence::described_as(&self.0, &other.0)?))
+    }
+
     /// The model with the metadata, documentation and producer of `other`, which a conversion may have dropped.
     fn with_metadata_of(&self, other: &Self) -> PyResult<Self> {
         let mut proto = self.0.clone().into_proto();

@@ -68,7 +68,7 @@ pub(super) fn outcome(py: Python<'_>, done: Quantized) -> PyResult<Outcome<'_>> 
     Ok((PyModel(done.model), layers, done.notes))
 }
 
-fn layer_dict<'py>(py: Python<'py>, layer: &LayerRecord) -> PyResult<Bound<'py, PyDict>> {
+pub(super) fn layer_dict<'py>(py: Python<'py>, layer: &LayerRecord) -> PyResult<Bound<'py, PyDict>> {
     let tensors = |records: &[TensorRecord]| -> PyResult<Vec<_>> {
         let quantized = records.iter().filter_map(|record| Some((record, record.params.as_ref()?)));
         quantized.map(|(record, params)| tensor_dict(py, record, params)).collect()

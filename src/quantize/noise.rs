@@ -24,7 +24,7 @@ use super::sites::{Site, Sites};
 use super::weights::{WeightGrid, limits};
 use crate::calibration::Calibration;
 use crate::error::Result;
-use crate::graph::{Graph, NodeExt};
+use crate::graph::{Graph, NodeExt, NodeId};
 use crate::observer::Observer;
 use crate::ops::Role;
 use crate::qparams::QuantParams;
@@ -46,6 +46,30 @@ pub(crate) fn sqnr_db(observer: &Observer, params: &QuantParams) -> f64 {
 /// A ratio of powers in dB.
 pub(crate) fn decibels(ratio: f64) -> f64 {
     10.0 * ratio.log10()
+}
+
+/// Noise in the results of each product by weights, relative to their variance, from the integers of its weights and of its
+/// input on the grid that `params` gives. Products whose input was not seen are left out.
+///
+/// # Errors
+/// [`crate::Error::Tensor`] when weights cannot be read.
+pub(crate) fn of_products(
+    graph: &Graph,
+    calibration: &Calibration,
+    params: impl Fn(&str) -> Option<QuantParams>,
+) -> Result<HashMap<NodeId, f64>> {
+    let sites = Sites::find(graph);
+    let grid = WeightGrid { per_channel: true, pairs: false };
+    let model = Model::new(graph, &sites, calibration, grid)?;
+    let of_site = |i: usize| {
+        let site = &sites.all[i];
+        let (input, output) = (site.inputs[0], site.outputs[0]);
+        let observer = calibration.get(input)?;
+        let of_input = observer.quantization_noise(&params(input)?) * model.per_variance(input);
+        let of_weights = observer.power() * model.weights[i].squared_errors * model.per_variance(output);
+        Some((site.id, of_input * model.passed_on(i, input)? + of_weights))
+    };
+    Ok((0..sites.all.len()).filter(|&i| sites.all[i].op.role == Role::Linear).filter_map(of_site).collect())
 }
 
 /// Estimates the noise, given the parameters that each value would have.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rustq.config import QuantConfig
     from rustq.model import Model
 
-__all__ = ["SCHEMES", "TARGETS", "Job", "Outcome", "Target", "target"]
+__all__ = ["SCHEMES", "TARGETS", "Job", "Outcome", "Target", "Unsupported", "target"]
 
 SCHEMES = ("asym", "sym")
 
@@ -33,6 +33,7 @@ class Job:
         excluded: names of the nodes that stay float.
         everything: whether all others that can run in int8 do, whatever that costs.
         inputs: what the layers multiply on a few samples, if anything is corrected for that.
+        shapes: the shape of each input in the first sample; empty where there is no sample.
     """
 
     model: _rustq.Model
@@ -42,6 +43,7 @@ class Job:
     excluded: Sequence[str]
     everything: bool = False
     inputs: _rustq.LayerInputs | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,23 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Unsupported:
+    """A node that a target cannot run.
+
+    Attributes:
+        node: its name, or that of its first output where it has none.
+        op_type: its operator.
+        reason: what the target lacks.
+        hint: the nearest thing to do.
+    """
+
+    node: str
+    op_type: str
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True)
 class Target:
     """A runtime, and what it takes.
 
@@ -71,12 +90,14 @@ class Target:
         schemes: the schemes of activations that it can run, its default first.
         suffix: of its main file.
         knobs: what of `QuantConfig` only it takes.
+        weights: the number formats of weights that it can be given.
     """
 
     name: str
     schemes: tuple[str, ...]
     suffix: str = ".onnx"
     knobs: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ("int8",)
 
     def scheme(self, asked: str | None) -> str:
         """The scheme to use where a user asked for `asked`, or for none in particular.
@@ -94,6 +115,14 @@ class Target:
             raise UnsupportedError(f"{self.name} cannot run scheme {asked!r}, only {only}")
         return asked
 
+    def check_weights(self, format: str) -> None:
+        """Raises `UnsupportedError` where weights in this format cannot be had for the target."""
+        if format not in self.weights:
+            only = " and ".join(map(repr, self.weights))
+            raise UnsupportedError(
+                f"weights={format!r} is not available for {self.name}, only {only}"
+            )
+
     def make(self, job: Job) -> Outcome:
         """Quantizes."""
         outcome: Outcome = import_module(f"{__name__}.{self.name}").make(job)
@@ -103,6 +132,21 @@ class Target:
         """What to type next, on the device, with the files that were written."""
         step: str = import_module(f"{__name__}.{self.name}").next_step(model, files)
         return step
+
+    def unsupported(
+        self, model: _rustq.Model, config: QuantConfig, shapes: Mapping[str, tuple[int, ...]]
+    ) -> list[Unsupported]:
+        """What of a folded model cannot be written; nothing where ONNX is what is written."""
+        if self.suffix == ".onnx":
+            return []
+        module = import_module(f"{__name__}.{self.name}")
+        return [Unsupported(*each) for each in module.unsupported(model, config, shapes)]
+
+    def size(self, outcome: Outcome) -> int:
+        """Bytes of what is written, but for what only other tools read."""
+        if self.suffix == ".onnx":
+            return outcome.model.byte_size
+        return sum(len(content) for suffix, content in outcome.files.items() if suffix != ".table")
 
     def companion(self, path: Path, suffix: str) -> Path:
         """The file with another suffix that belongs to the main file `path`.
@@ -123,11 +167,10 @@ TARGETS = {
         Target("onnxruntime", ("asym", "sym")),
         Target("tensorrt", ("sym",), knobs=("high_precision", "tensorrt_version")),
         Target("ascend", ("asym", "sym"), knobs=("ascend_qdq",)),
+        Target("ncnn", ("sym",), ".param", weights=("int8", "float16", "float32")),
     )
 }
 """All of them, by name."""
-
-PLANNED = ("ncnn",)
 
 
 def target(name: str) -> Target:
@@ -135,10 +178,7 @@ def target(name: str) -> Target:
 
     Raises:
         ValueError: there is none.
-        UnsupportedError: not yet.
     """
-    if name in PLANNED:
-        raise UnsupportedError(f"target {name!r} is not available yet")
     if name not in TARGETS:
         raise ValueError(f"unknown target {name!r}: choose one of {', '.join(TARGETS)}")
     return TARGETS[name]

@@ -1,0 +1,138 @@
+//! ncnn: `.param` (the layers), `.bin` (their weights) and `.table` (the scales, as `ncnn2int8` reads them).
+//!
+//! 1. [`lower`]: the ONNX graph as layers, each operator by a row of a table.
+//! 2. [`fuse`]: what takes several layers in ONNX and one in ncnn.
+//! 3. [`int8`]: which layers run on integers, and their scales.
+//! 4. [`splits`]: a copy of each blob for everyone who reads it.
+//! 5. [`write`]: the files. [`read`] reads them back and checks them.
+
+mod fuse;
+mod int8;
+mod layout;
+mod lower;
+mod names;
+mod net;
+mod read;
+mod splits;
+mod write;
+
+use std::collections::HashSet;
+
+use crate::calibration::Calibration;
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::model::Model;
+use crate::quantize::LayerRecord;
+use crate::ranges::Method;
+pub use net::{Layer, Param, Weight};
+pub use read::{Contents, read};
+
+/// Number format of the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// As in ONNX.
+    Float32,
+    /// Half the size; ncnn computes with float32 or float16 as it is told to.
+    Float16,
+    /// int8 where a layer runs on integers, float16 elsewhere.
+    Int8,
+}
+
+/// How to export.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Of the weights.
+    pub format: Format,
+    /// How the range of an activation is chosen.
+    pub method: Method,
+    /// How much time a less noisy result is worth: a layer stays float where its noise, times this, is more than the share
+    /// of the float model's time that int8 saves.
+    pub noise_price: f64,
+    /// Nodes that stay float, by [label](crate::graph::NodeExt::label).
+    pub exclude: HashSet<String>,
+}
+
+/// The files, and how they came about.
+#[derive(Debug, Clone)]
+pub struct Exported {
+    /// Text of the `.param` file.
+    pub param: String,
+    /// Content of the `.bin` file.
+    pub bin: Vec<u8>,
+    /// Text of the `.table` file; `None` without int8.
+    pub table: Option<String>,
+    /// One record for each operator with weights.
+    pub layers: Vec<LayerRecord>,
+}
+
+/// Why a model cannot be exported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsupported {
+    /// Name of the node, or of the input or output.
+    pub node: String,
+    /// Its operator.
+    pub op_type: String,
+    /// What ncnn cannot do.
+    pub reason: String,
+    /// The nearest thing to do.
+    pub hint: String,
+}
+
+impl Unsupported {
+    fn about(value: &str, op_type: &str, reason: &str) -> Self {
+        Self {
+            node: value.to_owned(),
+            op_type: op_type.to_owned(),
+            reason: reason.to_owned(),
+            hint: String::new(),
+        }
+    }
+}
+
+impl std::fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { node, op_type, reason, hint } = self;
+        write!(f, "'{node}' ({op_type}) cannot be exported to ncnn: {reason}")?;
+        if hint.is_empty() { Ok(()) } else { write!(f, "; {hint}") }
+    }
+}
+
+/// Everything that stands against exporting `model`, whose shapes are fixed and described.
+///
+/// # Errors
+/// [`Error::Model`] when the model is inconsistent.
+pub fn unsupported(model: &Model) -> Result<Vec<Unsupported>> {
+    let graph = Graph::new(model.graph());
+    graph.check()?;
+    Ok(lower::lower(&graph, model.opset().unwrap_or(1)).err().unwrap_or_default())
+}
+
+/// Exports a folded model whose shapes are fixed and described. With [`Format::Int8`] and no calibration, what needs no
+/// ranges of activations is quantized: the products are of weights and of rows that ncnn quantizes as it runs.
+///
+/// # Errors
+/// [`Error::Unsupported`] naming a node that cannot be exported, [`Error::Tensor`] for weights that cannot be read,
+/// [`Error::Data`] for a calibration with values that are not finite.
+pub fn export(model: &Model, calibration: Option<&Calibration>, options: &Options) -> Result<Exported> {
+    if let Some(calibration) = calibration {
+        calibration.check_finite()?;
+    }
+    let graph = Graph::new(model.graph());
+    graph.check()?;
+    let mut net = lower::lower(&graph, model.opset().unwrap_or(1)).map_err(|refused| refusal(&refused))?;
+    fuse::fuse(&mut net);
+    let (layers, table) = int8::quantize(&mut net, &graph, calibration, options)?;
+    splits::insert(&mut net);
+    let (param, bin) = (write::param(&net), write::bin(&net, options.format != Format::Float32));
+    read::check(&param, &bin)?;
+    let table = (options.format == Format::Int8).then_some(table);
+    Ok(Exported { param, bin, table, layers })
+}
+
+fn refusal(refused: &[Unsupported]) -> Error {
+    let more = match refused.len() - 1 {
+        0 => String::new(),
+        more => format!(" (and {more} more; --list-unsupported shows all)"),
+    };
+    Error::Unsupported(format!("{}{more}", refused[0]))
+}

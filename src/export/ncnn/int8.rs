@@ -1,0 +1,88 @@
+//! Which layers run on integers, and how.
+//!
+//! ncnn's int8 is symmetric and its scale a factor: q = clamp(round(s · x), −127, 127), half away from zero, s = 127 / absmax.
+//! Weights have a scale for each output channel, activations one, from calibration; biases stay float32. A layer quantizes
+//! a float input itself and hands out floats, unless all that reads its result is convolutions on integers: then it hands
+//! out integers ([`requantize`]).
+
+mod grids;
+mod groups;
+mod layers;
+mod plan;
+mod table;
+
+use super::net::{Layer, Net, Param, Weight};
+use super::{Format, Options};
+use crate::calibration::Calibration;
+use crate::error::Result;
+use crate::graph::Graph;
+use crate::quantize::LayerRecord;
+
+/// Quantizes the layers of `net`, if they are to be; returns a record for each operator with weights, and the table.
+///
+/// # Errors
+/// [`crate::Error::Tensor`] when weights are not finite.
+pub(super) fn quantize(
+    net: &mut Net,
+    graph: &Graph,
+    calibration: Option<&Calibration>,
+    options: &Options,
+) -> Result<(Vec<LayerRecord>, String)> {
+    let plans = plan::plans(net, graph, calibration, options)?;
+    let mut records = Vec::new();
+    let mut quantized = Vec::with_capacity(net.layers.len());
+    let layers = std::mem::take(&mut net.layers);
+    for (layer, plan) in layers.into_iter().zip(plans) {
+        let Some(mut plan) = plan else {
+            quantized.push(layer);
+            continue;
+        };
+        if plan.reason.is_none() {
+            let made = layers::quantized(net, layer, &plan)?;
+            plan.record.quantized = true;
+            plan.record.weight_sqnr_db = Some(made.sqnr_db);
+            quantized.extend(made.layers);
+        } else {
+            quantized.push(layer);
+        }
+        records.push(plan.into_record());
+    }
+    net.layers = quantized;
+    if options.format == Format::Int8 {
+        requantize(net);
+    }
+    Ok((records, table::table(net)))
+}
+
+/// Lets a convolution hand out integers where nothing but convolutions on integers, all with the same scale, reads them.
+fn requantize(net: &mut Net) {
+    let readers = net.readers();
+    let mut scales: Vec<(usize, f32)> = Vec::new();
+    for (at, layer) in net.layers.iter().enumerate().filter(|(_, layer)| layer.convolves_integers()) {
+        let reading = readers.get(layer.outputs[0].as_str()).map_or(&[][..], Vec::as_slice);
+        let input_scale = |reader: &Option<usize>| {
+            let layer = &net.layers[(*reader)?];
+            layer.convolves_integers().then(|| input_scale(layer)).flatten()
+        };
+        let wanted: Option<Vec<f32>> = reading.iter().map(input_scale).collect();
+        if let Some(&[first, ref others @ ..]) = wanted.as_deref()
+            && others.iter().all(|&scale| scale == first)
+        {
+            scales.push((at, first));
+        }
+    }
+    for (at, scale) in scales {
+        let layer = &mut net.layers[at];
+        layer.params.insert(8, Param::Int(100 + layer.get(8, 0)));
+        layer.weights.push(Weight::Raw(vec![scale]));
+    }
+}
+
+/// The scale of the input of a convolution on integers.
+fn input_scale(layer: &Layer) -> Option<f32> {
+    let behind_bias = if layer.get(5, 0) != 0 { 3 } else { 2 };
+    match layer.weights.get(behind_bias) {
+        Some(Weight::Raw(scale)) => scale.first().copied(),
+        _ => None,
+    }
+}

@@ -1,0 +1,134 @@
+//! Layers with weights on integers.
+
+use super::super::net::{Layer, Net, Param, Weight};
+use super::grids::{powers, rounded, row_scales, scale};
+use super::groups::{apart, groups_apart};
+use super::plan::Plan;
+use crate::error::{Error, Result};
+
+/// Sums up to here survive the 3 × 3 kernel of ncnn that transforms with factors of 576 (Winograd F(4, 3)).
+const WINOGRAD_LIMIT: i32 = i32::MAX / 576;
+
+/// Parameter 31 = 64: no Winograd kernels for this layer.
+const NO_WINOGRAD: i32 = 64;
+
+/// What a layer became.
+pub(super) struct Made {
+    pub layers: Vec<Layer>,
+    /// Signal to noise ratio of the weights.
+    pub sqnr_db: f64,
+}
+
+/// Rows of integers, and the powers of signal and noise.
+struct Rows {
+    integers: Vec<i8>,
+    scales: Vec<f32>,
+    powers: (f64, f64),
+}
+
+impl Rows {
+    fn of(layer: &Layer, index: usize, count: usize) -> Result<Self> {
+        let Some(Weight::Tagged(values)) = layer.weights.get(index) else {
+            return Err(Error::Model(format!("layer '{}' has no weights", layer.name)));
+        };
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            let reason = format!("element {at} is {}; weights must be finite", values[at]);
+            return Err(Error::tensor(layer.name.clone(), reason));
+        }
+        let scales = row_scales(values, count);
+        let integers = rounded(values, &scales);
+        Ok(Self { powers: powers(values, &scales, &integers), integers, scales })
+    }
+}
+
+/// `layer` on integers, whose plan says how large its input gets.
+///
+/// # Errors
+/// [`Error::Tensor`] when weights are not finite.
+pub(super) fn quantized(net: &mut Net, layer: Layer, plan: &Plan) -> Result<Made> {
+    let input = scale(plan.input.unwrap_or(0.0));
+    match layer.kind.as_str() {
+        "LSTM" | "GRU" | "RNN" => recurrent(layer),
+        "Embed" => embed(layer),
+        "MultiHeadAttention" => attention(layer),
+        "ConvolutionDepthWise" if groups_apart(&layer) > 1 => {
+            let groups = groups_apart(&layer);
+            let (before, convolutions, behind) = apart(net, layer, groups);
+            let (mut layers, mut total) = (vec![before], (0.0, 0.0));
+            for convolution in convolutions {
+                let (layer, powers) = product(convolution, input)?;
+                total = (total.0 + powers.0, total.1 + powers.1);
+                layers.push(layer);
+            }
+            layers.push(behind);
+            Ok(Made { layers, sqnr_db: decibels(total) })
+        }
+        _ => product(layer, input)
+            .map(|(layer, powers)| Made { layers: vec![layer], sqnr_db: decibels(powers) }),
+    }
+}
+
+fn decibels((signal, noise): (f64, f64)) -> f64 {
+    crate::quantize::decibels(signal / noise)
+}
+
+/// A convolution or inner product whose input has the scale `input`.
+fn product(mut layer: Layer, input: f32) -> Result<(Layer, (f64, f64))> {
+    let rows = Rows::of(&layer, 0, layer.get(0, 1) as usize)?;
+    if may_overflow(&layer, &rows) {
+        layer.set(31, NO_WINOGRAD);
+    }
+    layer.set(8, if layer.kind == "ConvolutionDepthWise" { 1 } else { 2 });
+    layer.weights[0] = Weight::Int8(rows.integers);
+    layer.weights.extend([Weight::Raw(rows.scales), Weight::Raw(vec![input])]);
+    Ok((layer, rows.powers))
+}
+
+/// Whether the sums of a 3 × 3 convolution can leave what its Winograd kernel can hold.
+fn may_overflow(layer: &Layer, rows: &Rows) -> bool {
+    let geometry = [(1, 3), (11, 3), (2, 1), (12, 1), (3, 1), (13, 1)];
+    if layer.kind != "Convolution" || geometry.iter().any(|&(id, value)| layer.get(id, 0) != value) {
+        return false;
+    }
+    let length = (rows.integers.len() / rows.scales.len().max(1)).max(1);
+    let sum = |row: &[i8]| row.iter().map(|&q| i32::from(q).abs()).sum::<i32>();
+    rows.integers.chunks_exact(length).map(sum).any(|sum| sum > WINOGRAD_LIMIT / 127)
+}
+
+fn recurrent(mut layer: Layer) -> Result<Made> {
+    let Some(Weight::Tagged(hidden)) = layer.weights.get(2) else {
+        return Err(Error::Model(format!("layer '{}' has no weights", layer.name)));
+    };
+    let count = hidden.len() / (layer.get(0, 1).max(1) as usize);
+    let (w, r) = (Rows::of(&layer, 0, count)?, Rows::of(&layer, 2, count)?);
+    layer.weights[0] = Weight::Int8(w.integers);
+    layer.weights[2] = Weight::Int8(r.integers);
+    layer.weights.extend([Weight::Raw(w.scales), Weight::Raw(r.scales)]);
+    layer.set(8, 2);
+    let powers = (w.powers.0 + r.powers.0, w.powers.1 + r.powers.1);
+    Ok(Made { layers: vec![layer], sqnr_db: decibels(powers) })
+}
+
+fn embed(mut layer: Layer) -> Result<Made> {
+    let table = Rows::of(&layer, 0, 1)?;
+    layer.weights[0] = Weight::Int8(table.integers);
+    layer.weights.push(Weight::Raw(table.scales));
+    layer.params.insert(18, Param::Int(2));
+    Ok(Made { layers: vec![layer], sqnr_db: decibels(table.powers) })
+}
+
+/// Query, key and value have a scale for each row, the output one.
+fn attention(mut layer: Layer) -> Result<Made> {
+    let rows = layer.get(0, 1) as usize;
+    let mut total = (0.0, 0.0);
+    let mut scales = Vec::new();
+    for (index, count) in [(0, rows), (2, rows), (4, rows), (6, 1)] {
+        let quantized = Rows::of(&layer, index, count)?;
+        total = (total.0 + quantized.powers.0, total.1 + quantized.powers.1);
+        layer.weights[index] = Weight::Int8(quantized.integers);
+        scales.push(Weight::Raw(quantized.scales));
+    }
+    layer.weights.extend(scales);
+    layer.params.insert(18, Param::Int(2));
+    Ok(Made { layers: vec![layer], sqnr_db: decibels(total) })
+}

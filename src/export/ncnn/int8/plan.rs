@@ -1,0 +1,176 @@
+//! What becomes of each layer with weights: int8, or float with a reason.
+
+use std::collections::HashMap;
+
+use super::super::net::{Layer, Net, Weight};
+use super::super::{Format, Options};
+use super::groups;
+use crate::calibration::Calibration;
+use crate::error::Result;
+use crate::graph::{Graph, NodeExt, NodeId};
+use crate::qparams::{QuantParams, Scheme};
+use crate::quantize::{LayerRecord, TensorRecord, noise_of_products, sqnr_db};
+use crate::ranges::range;
+
+/// Share of its time that a layer saves on integers, for the balance of time and noise. (Between the 1.3 and 3 times of
+/// ncnn's kernels on phones.)
+const SAVED: f64 = 0.5;
+
+/// How a layer with weights is computed.
+pub(super) struct Plan {
+    /// Its entry in the report.
+    pub record: LayerRecord,
+    /// Largest magnitude of its input, where calibration saw it.
+    pub input: Option<f32>,
+    /// Why it stays float; `None` if it does not.
+    pub reason: Option<String>,
+}
+
+impl Plan {
+    /// The entry in the report.
+    pub fn into_record(self) -> LayerRecord {
+        let reason = self.reason.unwrap_or_default();
+        let inputs = if self.record.quantized { self.record.inputs } else { Vec::new() };
+        LayerRecord { reason, inputs, ..self.record }
+    }
+}
+
+/// Layers with weights, and whether ncnn computes them on integers.
+#[derive(Clone, Copy, PartialEq)]
+enum Kernel {
+    /// Its input is quantized by a scale from calibration.
+    Static,
+    /// Its input is quantized, if at all, row by row as it comes.
+    Dynamic,
+    /// Only in float.
+    Float,
+}
+
+/// The layers with weights.
+const KERNELS: &[(&str, Kernel)] = &[
+    ("Convolution", Kernel::Static),
+    ("Convolution1D", Kernel::Float),
+    ("ConvolutionDepthWise", Kernel::Static),
+    ("ConvolutionDepthWise1D", Kernel::Float),
+    ("Deconvolution", Kernel::Float),
+    ("DeconvolutionDepthWise", Kernel::Float),
+    ("Embed", Kernel::Dynamic),
+    ("GRU", Kernel::Dynamic),
+    ("InnerProduct", Kernel::Static),
+    ("LSTM", Kernel::Dynamic),
+    ("MatMul", Kernel::Float),
+    ("MultiHeadAttention", Kernel::Dynamic),
+    ("RNN", Kernel::Dynamic),
+];
+
+/// A plan for each layer that has weights.
+///
+/// # Errors
+/// [`crate::Error::Tensor`] when weights cannot be read.
+pub(super) fn plans(
+    net: &Net,
+    graph: &Graph,
+    calibration: Option<&Calibration>,
+    options: &Options,
+) -> Result<Vec<Option<Plan>>> {
+    let total: f64 = net.layers.iter().map(|layer| multiplications(net, layer)).sum();
+    let params = |value: &str| input_params(calibration, value, options);
+    let noise = match calibration.filter(|_| options.format == Format::Int8) {
+        Some(calibration) => noise_of_products(graph, calibration, params)?,
+        None => HashMap::new(),
+    };
+    let planner = Planner { net, graph, calibration, options, total, noise };
+    Ok(net.layers.iter().map(|layer| planner.plan(layer)).collect())
+}
+
+fn input_params(calibration: Option<&Calibration>, value: &str, options: &Options) -> Option<QuantParams> {
+    let observer = calibration?.get(value).filter(|observer| observer.count() > 0)?;
+    Some(QuantParams::symmetric(range(observer, options.method, Scheme::Symmetric)))
+}
+
+struct Planner<'p, 'm> {
+    net: &'p Net,
+    graph: &'p Graph<'m>,
+    calibration: Option<&'p Calibration>,
+    options: &'p Options,
+    total: f64,
+    noise: HashMap<NodeId, f64>,
+}
+
+impl Planner<'_, '_> {
+    fn plan(&self, layer: &Layer) -> Option<Plan> {
+        let (_, kernel) = KERNELS.iter().find(|(kind, _)| *kind == layer.kind)?;
+        let id = layer.origin?;
+        let value = self.graph.node(id).input_at(0).unwrap_or("");
+        let observer = self.calibration.and_then(|c| c.get(value)).filter(|o| o.count() > 0);
+        let params =
+            input_params(self.calibration, value, self.options).filter(|_| *kernel == Kernel::Static);
+        let input = observer
+            .filter(|_| params.is_some())
+            .map(|o| range(o, self.options.method, Scheme::Symmetric).abs_max());
+        let sqnr = observer.zip(params.as_ref()).map(|(o, p)| sqnr_db(o, p));
+        let mut record = LayerRecord::unquantized(self.graph, id, String::new());
+        let macs = multiplications(self.net, layer);
+        record.macs = Some(macs);
+        record.inputs = vec![TensorRecord { name: value.to_owned(), params, sqnr_db: sqnr }];
+        let reason = self.reason(layer, (*kernel, id, input.is_some()), macs);
+        Some(Plan { record, input, reason })
+    }
+
+    /// Why a layer stays float.
+    fn reason(&self, layer: &Layer, (kernel, id, seen): (Kernel, NodeId, bool), macs: f64) -> Option<String> {
+        let node = self.graph.node(id);
+        let value = node.input_at(0).unwrap_or("");
+        let noise = self.noise.get(&id).copied().unwrap_or(0.0);
+        match kernel {
+            _ if self.options.format != Format::Int8 => Some("weights in float were asked for".to_owned()),
+            _ if self.options.exclude.contains(node.label()) => {
+                Some("excluded by the configuration".to_owned())
+            }
+            Kernel::Float if layer.kind == "MatMul" => Some("both of its inputs are activations".to_owned()),
+            Kernel::Float => Some(format!("ncnn computes {} in float only", layer.kind)),
+            Kernel::Static if self.calibration.is_none() => {
+                Some("its input needs a range: give calibration data".to_owned())
+            }
+            Kernel::Static if !seen => {
+                Some(format!("'{value}' is not a float32 tensor that calibration saw"))
+            }
+            Kernel::Static if self.options.noise_price * noise > SAVED * macs / self.total => Some(format!(
+                "int8 would add noise of {:.1} dB below the signal, more than {:.2} % of the multiplications are worth",
+                -10.0 * noise.log10(),
+                100.0 * macs / self.total
+            )),
+            _ => groups::refusal(layer),
+        }
+    }
+}
+
+/// Multiply-accumulates of a layer.
+fn multiplications(net: &Net, layer: &Layer) -> f64 {
+    let weights = |index: usize| match layer.weights.get(index) {
+        Some(Weight::Tagged(values)) => values.len() as f64,
+        _ => 0.0,
+    };
+    let Some(output) = layer.outputs.first() else { return 0.0 };
+    let outputs = net.size(output) as f64;
+    let channels = f64::from(layer.get(0, 1).max(1));
+    match layer.kind.as_str() {
+        "LSTM" | "GRU" | "RNN" => {
+            let steps = net.shapes.get(output).map_or(1, |shape| shape[0]);
+            (weights(0) + weights(2)) * steps as f64
+        }
+        "Deconvolution" | "DeconvolutionDepthWise" => {
+            let inputs = net.size(&layer.inputs[0]) as f64;
+            let depth = weights(0)
+                / (channels / f64::from(layer.get(7, 1).max(1)))
+                / f64::from(layer.get(1, 1) * layer.get(11, 1)).max(1.0);
+            weights(0) * inputs / depth.max(1.0)
+        }
+        "MatMul" => {
+            let inner = net.shapes.get(&layer.inputs[0]).and_then(|shape| shape.last());
+            outputs * inner.copied().unwrap_or(1) as f64
+        }
+        "Embed" => 0.0,
+        _ => weights(0) * outputs / channels,
+    }
+}
