@@ -11,6 +11,7 @@ from rustq import _rustq
 from rustq.calibration import Calibration
 from rustq.config import QuantConfig
 from rustq.conversion import at_least, inlined
+from rustq.counting import count as count_multiplications
 from rustq.errors import DataError, UnsupportedError
 from rustq.folding import FoldedModel, folded
 from rustq.model import Model, QuantizedModel, core_of
@@ -262,6 +263,7 @@ class Task:
     def quantized(self, excluded: Sequence[str] = ()) -> QuantizedModel:
         """The quantized model, with these nodes in float, besides those of the config."""
         outcome = self.outcome(excluded)
+        count_multiplications(self.model, outcome.layers)
         names = [name for name, _ in self.model.nodes]
         unused = self.config.unused_exclusions(names)
         misspelt = [f"exclude: no node is called '{name}'" for name in unused]

@@ -55,7 +55,7 @@ class LayerReport:
         activation_sqnr_db: signal-to-quantization-noise ratio of its output, in dB; infinite if
             exact, `None` if not measured.
         weight_sqnr_db: the same for its weight.
-        macs: multiply-accumulates for one sample, `None` if its shapes are not known.
+        macs: multiply-accumulates with weights for one sample, `None` if its shapes are not known.
         output_sqnr_db: for a layer that `max_drop` left in float, the model's output SQNR in dB if
             its int8 form were the only error, estimated; else `None`.
     """
@@ -227,7 +227,7 @@ class Report:
         return f"{done} of {len(layers)} {name if len(layers) == 1 else plural}"
 
     def mac_share(self) -> float | None:
-        """The share of the multiply-accumulates that run in int8, `None` if not all are known."""
+        """The share of multiply-accumulates with weights in int8, `None` if not all are known."""
         heavy = [layer for layer in self.layers if _is_heavy(layer)]
         macs = [layer.macs for layer in heavy if layer.macs is not None]
         if len(macs) != len(heavy) or not sum(macs):

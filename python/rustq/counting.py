@@ -1,0 +1,116 @@
+"""Multiply-accumulates with weights of the layers that were no candidates for int8.
+
+The quantizer knows the sizes of what calibration observed, which is what its candidates read and
+make. For the others the shapes that onnx infers tell. Lengths that the model leaves open are taken
+as `OPEN`, and the counts scaled by what the candidates do: in proportion to batch, time and area,
+as products with weights are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx
+
+    from rustq import _rustq
+
+__all__ = ["count"]
+
+OPEN = 64
+"""In the place of a length that is not known."""
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def count(model: _rustq.Model, layers: Sequence[dict[str, Any]]) -> None:
+    """Fills in the `macs` of the records without, where they can be known.
+
+    A product of two activations has no weights: 0.
+    """
+    if all(layer["macs"] is not None or layer["op_type"] not in _RULES for layer in layers):
+        return
+    counts = _counts(model)
+    known = [layer for layer in layers if layer["macs"] and counts.get(layer["name"])]
+    nominal = sum(counts[layer["name"]] for layer in known)
+    scale = sum(layer["macs"] for layer in known) / nominal if nominal else None
+    for layer in layers:
+        nominal = counts.get(layer["name"], -1)
+        if layer["macs"] is None and (nominal == 0 or (nominal > 0 and scale)):
+            layer["macs"] = round(nominal * (scale or 0))
+
+
+def _counts(model: _rustq.Model) -> dict[str, int]:
+    """Of each layer by name, with `OPEN` for every open length."""
+    import onnx
+
+    proto = onnx.load_model_from_string(model.skeleton().to_bytes())
+    activations = {name for name, *_ in model.inputs}
+    for value in proto.graph.input:
+        for dim in value.type.tensor_type.shape.dim if value.name in activations else ():
+            if not dim.HasField("dim_value"):
+                dim.dim_value = OPEN
+    try:
+        graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    except Exception:  # onnx raises several errors without a base class; all mean the same here
+        return {}
+    activations.update(name for node in graph.node for name in node.output)
+    shapes, counts = _shapes(graph), {}
+    for node in graph.node:
+        rule = _RULES.get(node.op_type)
+        if rule is None:
+            continue
+        try:
+            weights = not activations.issuperset(node.input[:2])
+            counts[node.name or node.output[0]] = rule(node, shapes) if weights else 0
+        except (KeyError, IndexError):  # a shape that is not known, or does not fit the operator
+            continue
+    return counts
+
+
+def _shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:
+    """The shapes of all values that are known in full."""
+    shapes: dict[str, list[int]] = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        if value.type.tensor_type.HasField("shape"):
+            dims = value.type.tensor_type.shape.dim
+            if all(dim.HasField("dim_value") for dim in dims):
+                shapes[value.name] = [dim.dim_value for dim in dims]
+    return shapes
+
+
+def _convolution(node: onnx.NodeProto, shapes: Shapes) -> int:
+    """Each result is a sum over the weights of one output channel."""
+    return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
+
+
+def _transposed(node: onnx.NodeProto, shapes: Shapes) -> int:
+    """Each input is multiplied by the weights of one input channel."""
+    return math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
+
+
+def _product(node: onnx.NodeProto, shapes: Shapes) -> int:
+    """Each result is a sum over the axis that disappears."""
+    transposed = any(a.name == "transA" and a.i for a in node.attribute)
+    return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-2 if transposed else -1]
+
+
+def _recurrent(node: onnx.NodeProto, shapes: Shapes) -> int:
+    """All weights are used once for each step of each sequence."""
+    used = math.prod(shapes[node.input[1]]) + math.prod(shapes[node.input[2]])
+    return math.prod(shapes[node.input[0]][:2]) * used
+
+
+_RULES = {
+    "Conv": _convolution,
+    "ConvInteger": _convolution,
+    "ConvTranspose": _transposed,
+    "Gemm": _product,
+    "MatMul": _product,
+    "MatMulInteger": _product,
+    "LSTM": _recurrent,
+    "GRU": _recurrent,
+    "RNN": _recurrent,
+}
