@@ -4,7 +4,7 @@
 //! 2. [`fuse`]: what takes several layers in ONNX and one in ncnn.
 //! 3. [`int8`]: which layers run on integers, and their scales.
 //! 4. [`splits`]: a copy of each blob for everyone who reads it.
-//! 5. [`write`]: the files. [`read`] reads them back and checks them.
+//! 5. [`mod@write`]: the files. [`mod@read`] reads them back and checks them.
 
 mod fuse;
 mod int8;
