@@ -11,6 +11,8 @@ mod constants;
 mod dead;
 mod duplicates;
 pub mod evidence;
+mod functions;
+mod layout;
 mod linear;
 mod no_ops;
 mod pads;
@@ -75,6 +77,9 @@ const STAGES: &[Stage] = &[
         ("merge pair", pairs::pair),
         ("fold into pads", pads::pad),
         ("put hard-sigmoid together", activations::hard_sigmoid),
+        ("put function together", functions::function),
+        ("drop transposes around", layout::region),
+        ("transpose to view", layout::view),
     ]),
     Stage::Rules(&[("fold into weights", absorb::absorb)]),
     Stage::Pass("merge equal nodes", duplicates::nodes),
@@ -138,7 +143,7 @@ fn until_nothing_changes(
 }
 
 fn once(model: Model, rule: &'static str, pass: Pass, records: &mut Vec<FoldRecord>) -> Result<Model> {
-    let graph = Graph::new(model.graph());
+    let graph = Graph::of(&model);
     let Changes { patch, gone } = pass(&graph)?;
     records.extend(gone.into_iter().map(|id| FoldRecord {
         node: graph.node(id).label().to_owned(),
@@ -154,7 +159,7 @@ fn sweep(
     model: &Model,
     rules: &[(&'static str, Rule)],
 ) -> Result<(Patch, Vec<FoldRecord>, BTreeMap<NodeId, FoldRecord>)> {
-    let graph = Graph::new(model.graph());
+    let graph = Graph::of(model);
     let (mut patch, mut edits, mut declined) = (Patch::default(), Vec::new(), BTreeMap::new());
     for (id, node) in graph.nodes().iter().enumerate() {
         for &(rule, ask) in rules {

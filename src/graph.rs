@@ -3,8 +3,10 @@
 mod check;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::OnceLock;
 
-use crate::model::is_default_domain;
+use crate::composites;
+use crate::model::{Model, is_default_domain};
 use crate::onnx::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto};
 
 /// Position of a node in its graph.
@@ -21,6 +23,8 @@ pub struct Graph<'m> {
     outputs: HashSet<&'m str>,
     captured: HashSet<&'m str>,
     values: HashMap<&'m str, &'m ValueInfoProto>,
+    opset: Option<i64>,
+    indivisible: OnceLock<HashSet<NodeId>>,
 }
 
 impl<'m> Graph<'m> {
@@ -52,7 +56,24 @@ impl<'m> Graph<'m> {
                 .flatten()
                 .map(|v| (v.name(), v))
                 .collect(),
+            opset: None,
+            indivisible: OnceLock::new(),
         }
+    }
+
+    /// Indexes the main graph of `model`, knowing its operator set.
+    pub fn of(model: &'m Model) -> Self {
+        Self { opset: model.opset(), ..Self::new(model.graph()) }
+    }
+
+    /// Whether the model surely has the standard operators of `version`.
+    pub fn has_opset(&self, version: i64) -> bool {
+        self.opset.is_some_and(|opset| opset >= version)
+    }
+
+    /// Whether node `id` is a part of a function that must not be taken apart, see [`composites::indivisible`].
+    pub fn is_indivisible(&self, id: NodeId) -> bool {
+        self.indivisible.get_or_init(|| composites::indivisible(self)).contains(&id)
     }
 
     /// All nodes, in the order of the file.

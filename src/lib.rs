@@ -6,12 +6,14 @@
 //!
 //! * [`model`] opens and saves; [`onnx`] is the file format; [`tensor`] reads weights.
 //! * [`graph`] is a read-only index and [`patch`] the one way to edit.
+//! * [`composites`] recognises operators that are spelled out in several nodes.
 //! * [`fold`] simplifies; [`observation`], [`observer`] and [`ranges`] summarise activations; [`qparams`] does all scale arithmetic.
 //! * [`correct`] makes up for what rounding does.
 //! * [`quantize`] decides what becomes int8 and writes it as QuantizeLinear/DequantizeLinear pairs; [`export`] does so for
 //!   other runtimes than ONNX Runtime.
 
 pub mod calibration;
+pub mod composites;
 pub mod correct;
 pub mod error;
 pub mod export;

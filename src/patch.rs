@@ -196,3 +196,13 @@ pub fn float_attribute(name: &str, value: f32) -> crate::onnx::AttributeProto {
         ..Default::default()
     }
 }
+
+/// A text attribute.
+pub fn text_attribute(name: &str, value: &str) -> crate::onnx::AttributeProto {
+    crate::onnx::AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(3),
+        s: Some(value.as_bytes().to_vec().into()),
+        ..Default::default()
+    }
+}

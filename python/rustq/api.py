@@ -383,7 +383,8 @@ def _prepare(source: _rustq.Model) -> tuple[_rustq.Model, list[str]]:
     converted, reason = at_least(simple, _rustq.MINIMUM_OPSET)
     if reason:
         notes.append(reason)
-    return folded(converted)._core if converted is not simple else simple, notes
+    ready = folded(converted)._core if converted is not simple else simple
+    return ready.spelled_out(), notes
 
 
 def _observed(

@@ -123,7 +123,7 @@ pub(super) struct Affine<'m> {
 pub(super) fn affine<'m>(graph: &Graph<'m>, id: NodeId) -> Result<Result<Option<Affine<'m>>, String>> {
     let node = graph.node(id);
     let found = match node.op_type() {
-        _ if !node.is(node.op_type()) => return Ok(Ok(None)),
+        _ if !node.is(node.op_type()) || graph.is_indivisible(id) => return Ok(Ok(None)),
         "BatchNormalization" => batch_norm(graph, id)?.map(Some),
         "Mul" | "Div" | "Add" | "Sub" => arithmetic(graph, id)?,
         "Neg" => Ok(Some((&*node.input[0], uniform(-1.0, 0.0), false))),

@@ -8,11 +8,13 @@
 use super::Verdict;
 use super::bounds::is_non_negative;
 use super::no_ops::only_first_output;
+use super::pairs::{Merged, Pair};
 use super::parameters::{axis, integers, scalar};
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::onnx::NodeProto;
 use crate::patch::{Patch, int_attribute, ints_attribute};
+use crate::tensor::tensor;
 
 /// A `Pad` with constant sizes.
 struct Padding<'m> {
@@ -63,6 +65,28 @@ pub(super) fn pad(graph: &Graph, id: NodeId) -> Result<Verdict> {
         patch.remove(id)
     }
     Ok(Verdict::Edit(patch))
+}
+
+/// Two in a row with the same value along the same axes: one with the sums.
+pub(super) fn pads(pair: Pair) -> Option<Merged> {
+    if !pair.first.is("Pad") {
+        return None;
+    }
+    let (first, second) = (padding(pair.graph, pair.first).ok()?, padding(pair.graph, pair.second).ok()?);
+    if first.value != second.value || first.axes != second.axes || first.pads.len() != second.pads.len() {
+        return None;
+    }
+    let sums = first.pads.iter().zip(&second.pads).map(|(&a, &b)| a.checked_add(b));
+    let sums: Vec<i64> = sums.collect::<Option<_>>()?;
+    let mut node = pair.without_first();
+    let Some(input) = node.input.get_mut(1) else {
+        node.attribute.retain(|a| a.name() != "pads");
+        node.attribute.push(ints_attribute("pads", sums));
+        return Some(Merged::Single(node, Vec::new()));
+    };
+    *input = pair.graph.fresh(&format!("{}.pads", second.output), None);
+    let constant = tensor(input, &[sums.len()], &sums);
+    Some(Merged::Single(node, vec![constant]))
 }
 
 fn padding<'m>(graph: &Graph, node: &'m NodeProto) -> Result<Padding<'m>, &'static str> {

@@ -2,7 +2,7 @@
 //!
 //! S(F(x)) is written S'(x), F(x) or x: a transpose of a transpose is a transpose by the product of the permutations; of
 //! two shapes the second holds; a `Squeeze` undoes the `Unsqueeze` of the same axes; a cast through a type that holds
-//! every value of the first is a cast from the first; and clip(clip(x, a, b), c, d) = clip(x, clip(a, c, d),
+//! every value of the first is a cast from the first; pads with one value add up; and clip(clip(x, a, b), c, d) = clip(x, clip(a, c, d),
 //! clip(b, c, d)), of which `Relu` is the case a = 0, b = ∞.
 //!
 //! F stays where others read it; then S only leaves it out.
@@ -10,7 +10,7 @@
 use super::Verdict;
 use super::no_ops::bypass;
 use super::parameters::integers;
-use super::{bounds, types};
+use super::{bounds, pads, types};
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::onnx::{NodeProto, TensorProto};
@@ -44,6 +44,7 @@ const PAIRS: &[(&str, Merge)] = &[
     ("Flatten", flatten),
     ("Squeeze", |pair| undoes(pair, "Unsqueeze")),
     ("Unsqueeze", |pair| undoes(pair, "Squeeze")),
+    ("Pad", pads::pads),
     ("Cast", types::casts),
     ("Relu", bounds::clips),
     ("Clip", bounds::clips),

@@ -95,6 +95,11 @@ impl PyModel {
         Ok(Self(evidence::with_constants(&self.0, &values.0)?))
     }
 
+    /// The model with every `HardSwish` in two nodes that have int8 kernels.
+    fn spelled_out(&self) -> PyResult<Self> {
+        Ok(Self(crate::composites::spelled_out(self.0.clone())?))
+    }
+
     /// Fails when weights are not finite, naming them.
     fn check_weights(&self, py: Python<'_>) -> PyResult<()> {
         Ok(py.detach(|| Graph::new(self.0.graph()).check_weights())?)

@@ -52,6 +52,9 @@ pub(crate) fn best(
         let int8 = cost.int8 + price_of_noise * noise.weights[i];
         network.site(i, cost.float, if limits.candidates[i] { int8 } else { f64::INFINITY });
     }
+    for &(one, other) in &sites.together {
+        network.together(one, other);
+    }
     for value in sites.values() {
         let producer = sites.producer(graph, value);
         let reads = |i: &usize| sites.all[*i].inputs.contains(&value);
@@ -102,6 +105,12 @@ impl Network {
     fn site(&mut self, site: usize, float: f64, int8: f64) {
         self.edge(self.int8, self.sites[site], float);
         self.edge(self.sites[site], self.float, int8);
+    }
+
+    /// Two sites on the same side.
+    fn together(&mut self, one: usize, other: usize) {
+        self.edge(self.sites[one], self.sites[other], f64::INFINITY);
+        self.edge(self.sites[other], self.sites[one], f64::INFINITY);
     }
 
     /// A value made in float and read by any int8 reader is quantized once.

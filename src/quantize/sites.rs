@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::composites::{Composite, Function, composites};
 use crate::fold::activations::clip_bounds;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::ops::{OPS, Op, Role, op, weight_dims, without_kernel};
@@ -29,6 +30,8 @@ pub(crate) struct Sites<'m> {
     by_node: HashMap<NodeId, usize>,
     /// Operators with weights that no integer kernel takes.
     pub rejected: Vec<(NodeId, String)>,
+    /// Pairs that are one function: both run on integers or none.
+    pub together: Vec<(usize, usize)>,
 }
 
 impl<'m> Sites<'m> {
@@ -46,13 +49,19 @@ impl<'m> Sites<'m> {
         let useful = sites.near_a_multiplication();
         let mut useful = useful.into_iter();
         sites.all.retain(|_| useful.next().unwrap_or(false));
-        Self::indexed(sites.all, sites.rejected)
+        let mut sites = Self::indexed(sites.all, sites.rejected);
+        let gates = composites(graph).filter(|found| found.function == Function::Silu);
+        let both =
+            |found: Composite| found.nodes.iter().map(|&id| sites.of_node(id)).collect::<Option<Vec<_>>>();
+        let pairs = gates.filter_map(both).filter_map(|pair| <[usize; 2]>::try_from(pair).ok());
+        sites.together = pairs.map(|[gate, product]| (gate, product)).collect();
+        sites
     }
 
     fn indexed(all: Vec<Site<'m>>, rejected: Vec<(NodeId, String)>) -> Self {
         let nodes = |(i, site): (usize, &Site)| [Some((site.id, i)), site.clip.map(|clip| (clip, i))];
         let by_node = all.iter().enumerate().flat_map(nodes).flatten().collect();
-        Self { all, by_node, rejected }
+        Self { all, by_node, rejected, together: Vec::new() }
     }
 
     /// The site that node `id` belongs to.
@@ -99,6 +108,9 @@ fn site<'m>(graph: &Graph<'m>, id: NodeId) -> Option<Result<Site<'m>, String>> {
     let node = graph.node(id);
     if let Some(reason) = without_kernel(node) {
         return Some(Err(reason.to_owned()));
+    }
+    if graph.is_indivisible(id) {
+        return None;
     }
     let Some(op) = op(graph, id) else {
         let heavy = OPS.iter().any(|op| op.role == Role::Linear && node.is(op.op_type));
