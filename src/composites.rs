@@ -218,7 +218,7 @@ fn layer_norm<'m>(graph: &Graph<'m>, id: NodeId) -> Option<Composite<'m>> {
     let axes = last_axes(graph, mean, input)?;
     if !is_square(graph, graph.node(square), centred)
         || mean.input_at(0)? != input
-        || last_axes(graph, variance, centred) != Some(axes)
+        || last_axes(graph, variance, input) != Some(axes)
     {
         return None;
     }

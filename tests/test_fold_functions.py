@@ -179,7 +179,7 @@ def test_hard_swish_runs_in_int8() -> None:
     y = net.conv(net.input("x", 2, 16, 16, 16), 16, 32)
     y = net.conv(net.op("HardSwish", y), 32, 32)
     model = net.model(y)
-    result = rustq.quantize(model, random_feeds(model, 8), noise_price=0.0)
+    result = rustq.quantize(model, random_feeds(model, 8), config=rustq.QuantConfig(noise_price=0.0))
     left = Counter(node.op_type for node in onnx.load_model_from_string(result.to_bytes()).graph.node)
     assert left["HardSwish"] == 0 and left["HardSigmoid"] == 1
     assert np.isfinite(run(result, random_feeds(model)[0])[0]).all()
@@ -191,7 +191,7 @@ def test_silu_is_all_int8_or_all_float() -> None:
     y = net.conv(net.op("Mul", y, net.op("Sigmoid", y)), 32, 32)
     model = net.model(y)
     for price in (0.0, 3.0, 1e6):
-        result = rustq.quantize(model, random_feeds(model, 8), noise_price=price)
+        result = rustq.quantize(model, random_feeds(model, 8), config=rustq.QuantConfig(noise_price=price))
         types = {
             layer.op_type: layer.quantized
             for layer in result.report.layers
