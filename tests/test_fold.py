@@ -266,13 +266,15 @@ def spelled_hard_sigmoid(net: Net, x: str, form: str, y: str = "") -> str:
     return net.op("Mul", sixth(gate), y)
 
 
+@pytest.mark.parametrize("opset", [13, 14])
 @pytest.mark.parametrize("form", ["div", "times", "swapped div", "late div", "late times"])
-def test_hard_swish_spellings(form: str) -> None:
+def test_hard_swish_spellings(form: str, opset: int) -> None:
     net = Net()
     x = net.op("Relu", net.input("x", 2, 4, 5, 5))
     x = net.op("Sub", x, net.op("Sigmoid", x))
-    result = folded(net.model(spelled_hard_sigmoid(net, x, form, x)))
-    assert op_types(result) == {"Relu": 1, "Sigmoid": 1, "Sub": 1, "HardSigmoid": 1, "Mul": 1}
+    result = folded(net.model(spelled_hard_sigmoid(net, x, form, x), opset=opset))
+    product = {"HardSwish": 1} if opset >= 14 else {"HardSigmoid": 1, "Mul": 1}
+    assert op_types(result) == {"Relu": 1, "Sigmoid": 1, "Sub": 1, **product}
 
 
 @pytest.mark.parametrize("form", ["div", "times", "late div"])
