@@ -1,33 +1,67 @@
 //! What was seen of each activation of a model: the one input of every method and every target.
 
+mod channels;
+mod file;
+mod fingerprint;
+
 use std::collections::{BTreeMap, HashMap};
 
 use rayon::prelude::*;
 
+pub use self::channels::Channels;
+pub use self::fingerprint::Fingerprint;
 use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::observer::Observer;
 
-/// Observers of named tensors, and how many inferences they saw.
+/// Observers of named tensors, how many inferences they saw, and of which model.
 ///
 /// Merging is exact addition, so neither order nor sharding of the data changes the result.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Calibration {
     tensors: BTreeMap<String, Seen>,
     runs: u64,
+    model: Option<Fingerprint>,
 }
 
 /// What was seen of one tensor.
 #[derive(Debug, Clone, PartialEq, Default)]
-struct Seen {
-    observer: Observer,
+pub struct Seen {
+    /// Of all of its values.
+    pub observer: Observer,
+    /// Of each channel, if that was asked for.
+    pub channels: Option<Channels>,
     /// Largest number of dimensions.
-    rank: u8,
+    pub rank: u8,
 }
 
 impl Seen {
-    fn observe(&mut self, activation: &Activation) {
-        self.observer.observe(activation.values);
-        self.rank = self.rank.max(u8::try_from(activation.rank).unwrap_or(u8::MAX));
+    /// Takes in `values`, the elements from `start` on of a tensor of this shape.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the channels are not those of before.
+    pub fn observe(&mut self, shape: &[usize], start: usize, values: &[f32]) -> Result<()> {
+        self.observer.observe(values);
+        self.rank = self.rank.max(u8::try_from(shape.len()).unwrap_or(u8::MAX));
+        self.channels.as_mut().map_or(Ok(()), |channels| channels.observe(shape, start, values))
+    }
+
+    fn observe_all(&mut self, activation: &Activation) -> Result<()> {
+        if self.channels.as_ref().map(Channels::axis) != activation.channels {
+            return Err(other_channels());
+        }
+        self.observe(activation.shape, 0, activation.values)
+    }
+
+    fn merge(&mut self, other: &Self) -> Result<()> {
+        match (&mut self.channels, &other.channels) {
+            (Some(ours), Some(theirs)) => ours.merge(theirs)?,
+            (None, None) => {}
+            _ => return Err(other_channels()),
+        }
+        self.observer.merge(&other.observer);
+        self.rank = self.rank.max(other.rank);
+        Ok(())
     }
 }
 
@@ -36,44 +70,55 @@ impl Seen {
 pub struct Activation<'a> {
     /// Its name.
     pub name: &'a str,
-    /// Its number of dimensions.
-    pub rank: usize,
+    /// Its dimensions.
+    pub shape: &'a [usize],
     /// All of its values.
     pub values: &'a [f32],
+    /// The axis whose channels are observed one by one as well.
+    pub channels: Option<i64>,
 }
 
 impl Calibration {
-    /// Counts one inference, in which each name occurs once; on several threads, or, quicker for small ones, on this one.
-    pub fn observe_run(&mut self, activations: &[Activation], parallel: bool) {
-        for activation in activations {
-            if !self.tensors.contains_key(activation.name) {
-                self.tensors.insert(activation.name.to_owned(), Seen::default());
-            }
-        }
-        if parallel {
-            let activations: HashMap<&str, &Activation> = activations.iter().map(|a| (a.name, a)).collect();
-            self.tensors.par_iter_mut().for_each(|(name, seen)| {
-                if let Some(activation) = activations.get(name.as_str()) {
-                    seen.observe(activation);
-                }
-            });
-        } else {
-            for activation in activations {
-                self.tensors.get_mut(activation.name).expect("made above").observe(activation);
-            }
-        }
-        self.runs += 1;
+    /// Nothing seen yet of `model`.
+    pub fn of(model: &Model) -> Self {
+        Self { model: Some(Fingerprint::of(model)), ..Self::default() }
     }
 
-    /// Adds what an observer saw of `tensor`, which had up to `rank` dimensions.
-    pub fn add(&mut self, tensor: &str, observer: Observer, rank: u8) {
-        match self.tensors.get_mut(tensor) {
-            Some(seen) => {
-                seen.observer.merge(&observer);
-                seen.rank = seen.rank.max(rank);
+    /// Counts one inference, in which each name occurs once; on several threads, or, quicker for small ones, on this one.
+    ///
+    /// # Errors
+    /// [`Error::Data`], naming the tensor, if its channels are not those of before.
+    pub fn observe_run(&mut self, activations: &[Activation], parallel: bool) -> Result<()> {
+        for activation in activations {
+            if !self.tensors.contains_key(activation.name) {
+                let channels = activation.channels.map(Channels::along);
+                self.tensors.insert(activation.name.to_owned(), Seen { channels, ..Seen::default() });
             }
+        }
+        let by_name: HashMap<&str, &Activation> = activations.iter().map(|a| (a.name, a)).collect();
+        let observe = |(name, seen): (&String, &mut Seen)| match by_name.get(name.as_str()) {
+            Some(activation) => seen.observe_all(activation).map_err(|e| about(name, &e)),
+            None => Ok(()),
+        };
+        if parallel {
+            self.tensors.par_iter_mut().try_for_each(observe)?;
+        } else {
+            self.tensors.iter_mut().try_for_each(observe)?;
+        }
+        self.runs += 1;
+        Ok(())
+    }
+
+    /// Adds what was seen of `tensor`.
+    ///
+    /// # Errors
+    /// [`Error::Data`], naming the tensor, if its channels are not those of before.
+    pub fn add(&mut self, tensor: &str, more: Seen) -> Result<()> {
+        match self.tensors.get_mut(tensor) {
+            Some(seen) => seen.merge(&more).map_err(|e| about(tensor, &e)),
             None => {
-                self.tensors.insert(tensor.to_owned(), Seen { observer, rank });
+                self.tensors.insert(tensor.to_owned(), more);
+                Ok(())
             }
         }
     }
@@ -81,6 +126,22 @@ impl Calibration {
     /// Adds to the number of inferences.
     pub fn add_runs(&mut self, runs: u64) {
         self.runs += runs;
+    }
+
+    /// The model it was made from, if that is known.
+    pub fn model(&self) -> Option<&Fingerprint> {
+        self.model.as_ref()
+    }
+
+    /// Fails if this was made from another model than `model`, saying what differs.
+    ///
+    /// # Errors
+    /// [`Error::Data`].
+    pub fn check_model(&self, model: &Model) -> Result<()> {
+        match self.model.as_ref().and_then(|print| print.difference(model)) {
+            Some(what) => Err(Error::Data(format!("the calibration was made from another model: {what}"))),
+            None => Ok(()),
+        }
     }
 
     /// Inferences seen.
@@ -103,12 +164,30 @@ impl Calibration {
         self.tensors.get(tensor).map(|seen| seen.rank.into())
     }
 
+    /// Smallest and largest value of each channel of `tensor`, if they were asked for.
+    pub fn channels(&self, tensor: &str) -> Option<&Channels> {
+        self.tensors.get(tensor)?.channels.as_ref()
+    }
+
     /// Adds what `other` saw.
-    pub fn merge(&mut self, other: &Self) {
-        for (name, seen) in &other.tensors {
-            self.add(name, seen.observer.clone(), seen.rank);
+    ///
+    /// # Errors
+    /// [`Error::Data`] if it was made from another model, or other channels were asked for.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        if let (Some(ours), Some(theirs)) = (&self.model, &other.model)
+            && let Some(what) = ours.difference_of(theirs)
+        {
+            return Err(Error::Data(format!("the calibrations were made from different models: {what}")));
         }
+        for (name, seen) in &other.tensors {
+            match self.tensors.get_mut(name) {
+                Some(ours) => ours.merge(seen).map_err(|e| about(name, &e))?,
+                None => drop(self.tensors.insert(name.clone(), seen.clone())),
+            }
+        }
+        self.model = self.model.take().or_else(|| other.model.clone());
         self.add_runs(other.runs);
+        Ok(())
     }
 
     /// Mean number of elements of `tensor` in an inference.
@@ -133,108 +212,52 @@ impl Calibration {
         }
         Ok(())
     }
-
-    /// The content of a calibration file: little-endian, the tensors sorted by name, a CRC-32 at the end.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend(self.runs.to_le_bytes());
-        bytes.extend((self.tensors.len() as u64).to_le_bytes());
-        for (name, seen) in &self.tensors {
-            for block in [name.as_bytes(), &[seen.rank], &seen.observer.to_bytes()] {
-                bytes.extend((block.len() as u64).to_le_bytes());
-                bytes.extend(block);
-            }
-        }
-        bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
-        bytes
-    }
-
-    /// Reads what [`Calibration::to_bytes`] wrote.
-    ///
-    /// # Errors
-    /// [`Error::Data`] for anything else, a damaged file included.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let damaged = || Error::Data("the calibration file is damaged or cut short".to_owned());
-        let content = bytes
-            .strip_prefix(MAGIC)
-            .ok_or_else(|| Error::Data("not a rustq calibration file".to_owned()))?;
-        let (body, checksum) = bytes.split_last_chunk::<4>().ok_or_else(damaged)?;
-        if crc32fast::hash(body) != u32::from_le_bytes(*checksum) {
-            return Err(damaged());
-        }
-        let mut reader = Reader(&content[..content.len() - 4]);
-        let (runs, count) = (reader.number().ok_or_else(damaged)?, reader.number().ok_or_else(damaged)?);
-        let mut tensors = BTreeMap::new();
-        for _ in 0..count {
-            let name = reader.block().and_then(|b| std::str::from_utf8(b).ok()).ok_or_else(damaged)?;
-            let &[rank] = reader.block().ok_or_else(damaged)? else { return Err(damaged()) };
-            let observer = Observer::from_bytes(reader.block().ok_or_else(damaged)?);
-            let observer = observer.map_err(|e| Error::Data(format!("calibration of '{name}': {e}")))?;
-            tensors.insert(name.to_owned(), Seen { observer, rank });
-        }
-        if reader.0.is_empty() { Ok(Self { tensors, runs }) } else { Err(damaged()) }
-    }
 }
 
-/// First bytes of a calibration file; the last one is the version of the format.
-const MAGIC: &[u8] = b"rustqcal\x01";
+fn other_channels() -> Error {
+    Error::Data("only one of the two has channels, or along another axis".to_owned())
+}
 
-/// Takes numbers and blocks from the front of untrusted bytes.
-struct Reader<'b>(&'b [u8]);
-
-impl<'b> Reader<'b> {
-    fn number(&mut self) -> Option<u64> {
-        let (number, rest) = self.0.split_first_chunk::<8>()?;
-        self.0 = rest;
-        Some(u64::from_le_bytes(*number))
-    }
-
-    fn block(&mut self) -> Option<&'b [u8]> {
-        let length = usize::try_from(self.number()?).ok()?;
-        let (block, rest) = self.0.split_at_checked(length)?;
-        self.0 = rest;
-        Some(block)
-    }
+fn about(tensor: &str, error: &Error) -> Error {
+    Error::Data(format!("tensor '{tensor}': {error}"))
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn some(offset: f32) -> Calibration {
+    pub(super) fn some(offset: f32) -> Calibration {
         let mut calibration = Calibration::default();
         let values: Vec<f32> = (0..1000_u16).map(|i| f32::from(i) * 0.01 - offset).collect();
-        let activation = |name, values| Activation { name, rank: 2, values };
-        calibration.observe_run(&[activation("a", &values), activation("b", &values[..10])], offset > 5.0);
+        let activation = |name, values, shape, channels| Activation { name, shape, values, channels };
+        let activations =
+            [activation("a", &values, &[1000][..], None), activation("b", &values[..10], &[2, 5], Some(-1))];
+        calibration.observe_run(&activations, offset > 5.0).unwrap();
         calibration
     }
 
     #[test]
     fn order_does_not_matter() {
         let (mut ab, mut ba) = (some(1.0), some(7.0));
-        ab.merge(&some(7.0));
-        ba.merge(&some(1.0));
+        ab.merge(&some(7.0)).unwrap();
+        ba.merge(&some(1.0)).unwrap();
         assert_eq!(ab, ba);
         assert_eq!(ab.to_bytes(), ba.to_bytes());
         assert_eq!((ab.runs(), ab.elements("a"), ab.elements("none")), (2, 1000.0, 0.0));
     }
 
     #[test]
-    fn reads_what_it_wrote() {
-        let calibration = some(3.0);
-        assert_eq!(Calibration::from_bytes(&calibration.to_bytes()).unwrap(), calibration);
-    }
-
-    #[test]
-    fn damage_is_an_error() {
-        let bytes = some(3.0).to_bytes();
-        for length in 0..bytes.len() {
-            assert!(Calibration::from_bytes(&bytes[..length]).is_err(), "cut to {length}");
-        }
-        for at in 0..bytes.len() {
-            let mut changed = bytes.clone();
-            changed[at] ^= 0x10;
-            assert!(Calibration::from_bytes(&changed).is_err(), "changed at {at}");
-        }
+    fn channels_and_models_must_agree() {
+        let (mut one, mut two) = (some(1.0), some(1.0));
+        let without = Activation { name: "b", shape: &[5], values: &[0.0; 5], channels: None };
+        let mut plain = Calibration::default();
+        plain.observe_run(&[without], false).unwrap();
+        assert!(one.merge(&plain).unwrap_err().to_string().contains("tensor 'b'"));
+        assert!(one.observe_run(&[Activation { shape: &[1, 1], ..without }], true).is_err());
+        one.model = Fingerprint::from_bytes(&[0; 24]);
+        two.merge(&one).unwrap();
+        assert_eq!(two.model(), one.model());
+        one.model = Fingerprint::from_bytes(&[[1; 8], [0; 8], [0; 8]].concat());
+        assert!(two.merge(&one).unwrap_err().to_string().contains("operator sets 0 and"));
     }
 }

@@ -20,13 +20,12 @@ mod graph;
 mod op;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::calibration::Calibration;
+use crate::calibration::{Calibration, Channels, Seen};
 use crate::error::Result;
 use crate::model::Model;
-use crate::observer::Observer;
 
 /// Slots for the values of one model, filled by its `Observe` nodes while it runs.
 ///
@@ -37,13 +36,21 @@ pub struct Observers {
     slots: Arc<[Slot]>,
 }
 
+/// What to observe.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The name of the value.
+    pub name: String,
+    /// The axis whose channels are observed one by one as well.
+    pub channels: Option<i64>,
+}
+
 /// What was seen of one value.
 #[derive(Debug)]
 pub(crate) struct Slot {
-    name: String,
+    wanted: Wanted,
     /// Each is filled by one thread at a time; counts add up exactly, whichever part they are in.
-    parts: Box<[Mutex<Option<Observer>>]>,
-    rank: AtomicU8,
+    parts: Box<[Mutex<Option<Seen>>]>,
 }
 
 /// More threads than this seldom have enough values each.
@@ -54,9 +61,9 @@ static LIVE: Mutex<BTreeMap<i64, Weak<[Slot]>>> = Mutex::new(BTreeMap::new());
 
 impl Observers {
     /// Slots for these values, each filled by up to `threads` threads at once.
-    pub fn new(names: impl IntoIterator<Item = String>, threads: usize) -> Self {
+    pub fn new(wanted: impl IntoIterator<Item = Wanted>, threads: usize) -> Self {
         let parts = threads.clamp(1, MOST_PARTS);
-        let slots: Arc<[Slot]> = names.into_iter().map(|name| Slot::new(name, parts)).collect();
+        let slots: Arc<[Slot]> = wanted.into_iter().map(|wanted| Slot::new(wanted, parts)).collect();
         let handle = NEXT_HANDLE.fetch_add(1, Ordering::Relaxed).cast_signed();
         locked(&LIVE).insert(handle, Arc::downgrade(&slots));
         Self { handle, slots }
@@ -67,19 +74,36 @@ impl Observers {
     /// # Errors
     /// [`crate::Error::Model`] for a model without a graph.
     pub fn inserted(&self, model: &Model) -> Result<Model> {
-        graph::inserted(model, self.handle, self.slots.iter().map(|slot| slot.name.as_str()))
+        graph::inserted(model, self.handle, self.slots.iter().map(|slot| slot.wanted.name.as_str()))
+    }
+
+    /// `model`, which is what ONNX Runtime made of the [inserted](Self::inserted) one by its optimizations, with the nodes at
+    /// values in its blocked layout, where they are at plain copies of them. `None` if that changes nothing.
+    ///
+    /// # Errors
+    /// [`crate::Error::Model`] for a model without a graph.
+    pub fn moved(&self, model: &Model) -> Result<Option<Model>> {
+        let by_channel = |slot: i64| {
+            let slot = usize::try_from(slot).ok().and_then(|slot| self.slots.get(slot));
+            slot.is_none_or(|slot| slot.wanted.channels.is_some())
+        };
+        graph::moved(model, by_channel)
     }
 
     /// Moves everything that was seen, in `runs` inferences, to `calibration`.
-    pub fn drain_into(&self, calibration: &mut Calibration, runs: u64) {
+    ///
+    /// # Errors
+    /// [`crate::Error::Data`] if other channels of a tensor were observed before.
+    pub fn drain_into(&self, calibration: &mut Calibration, runs: u64) -> Result<()> {
         for slot in &*self.slots {
             for part in &slot.parts {
                 if let Some(seen) = locked(part).take() {
-                    calibration.add(&slot.name, seen, slot.rank.load(Ordering::Relaxed));
+                    calibration.add(&slot.wanted.name, seen)?;
                 }
             }
         }
         calibration.add_runs(runs);
+        Ok(())
     }
 }
 
@@ -90,9 +114,8 @@ impl Drop for Observers {
 }
 
 impl Slot {
-    fn new(name: String, parts: usize) -> Self {
-        let parts = (0..parts).map(|_| Mutex::default()).collect();
-        Self { name, parts, rank: AtomicU8::new(0) }
+    fn new(wanted: Wanted, parts: usize) -> Self {
+        Self { wanted, parts: (0..parts).map(|_| Mutex::default()).collect() }
     }
 
     /// The slot at `index` of the observers called `handle`, if they live; it keeps them alive.
@@ -109,16 +132,11 @@ impl Slot {
         self.parts.len()
     }
 
-    /// Notes that the value had this many dimensions.
-    #[cfg_attr(not(feature = "python"), expect(dead_code, reason = "called by the kernel"))]
-    pub(crate) fn has_rank(&self, rank: usize) {
-        self.rank.fetch_max(u8::try_from(rank).unwrap_or(u8::MAX), Ordering::Relaxed);
-    }
-
     /// Has `fill` count into a part.
     #[cfg_attr(not(feature = "python"), expect(dead_code, reason = "called by the kernel"))]
-    pub(crate) fn fill(&self, part: usize, fill: impl FnOnce(&mut Observer)) {
-        fill(locked(&self.parts[part]).get_or_insert_default());
+    pub(crate) fn fill<T>(&self, part: usize, fill: impl FnOnce(&mut Seen) -> T) -> T {
+        let nothing = || Seen { channels: self.wanted.channels.map(Channels::along), ..Seen::default() };
+        fill(locked(&self.parts[part]).get_or_insert_with(nothing))
     }
 }
 

@@ -99,6 +99,43 @@ def test_a_model_with_nothing_to_quantize() -> None:
     assert result.op_counts == {"Softmax": 1}
 
 
+# ---------------------------------------------------------------------- the model it is of
+def test_another_model_is_refused(model: onnx.ModelProto, feeds: list[Feed]) -> None:
+    calibration = rustq.calibrate(model, feeds[:1])
+    weights = onnx.ModelProto.FromString(model.SerializeToString())
+    changed = next(t for t in weights.graph.initializer if t.name and len(t.dims) == 4)
+    values = onnx.numpy_helper.to_array(changed).copy()
+    values.flat[0] += 1
+    changed.CopyFrom(onnx.numpy_helper.from_array(values, changed.name))
+    with pytest.raises(rustq.DataError, match=r"another model: its weights '.+' are others"):
+        rustq.quantize(weights, calibration)
+    with pytest.raises(rustq.DataError, match="different models: 0 nodes and"):
+        calibration.merge(rustq.calibrate(weights, feeds[:1]))
+    with pytest.raises(rustq.DataError, match="another model: it has no such node as"):
+        rustq.quantize(transformer(), calibration)
+
+
+def test_the_same_model_by_another_way(
+    model: onnx.ModelProto, feeds: list[Feed], tmp_path: Path
+) -> None:
+    """Folded before, from a file, with other names of nodes: what is computed is the same."""
+    calibration = rustq.calibrate(model, feeds[:1])
+    calibration.save(tmp_path / "a.cal")
+    renamed = onnx.ModelProto.FromString(model.SerializeToString())
+    for number, node in enumerate(renamed.graph.node):
+        node.name = f"node {number}"
+    renamed.producer_name = "somebody"
+    onnx.save(renamed, tmp_path / "model.onnx")
+    for same in (renamed, tmp_path / "model.onnx", rustq.fold(model)):
+        result = rustq.quantize(same, Calibration.load(tmp_path / "a.cal"))
+        assert result.report.samples == 1
+
+
+def test_nothing_merges_with_anything(model: onnx.ModelProto, feeds: list[Feed]) -> None:
+    calibration = rustq.calibrate(model, feeds[:1])
+    assert Calibration() + calibration == calibration + Calibration() == calibration
+
+
 # ---------------------------------------------------------------------- files
 def test_save_and_load(model: onnx.ModelProto, feeds: list[Feed], tmp_path: Path) -> None:
     calibration = rustq.calibrate(model, feeds)

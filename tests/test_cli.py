@@ -93,6 +93,7 @@ def test_no_command_shows_help(run: Any) -> None:
         (("quantize", "m.onnx", "--method", "kl"), "entropy"),
         (("quantize", "m.onnx", "--percentile", "20"), "above 50 and at most 100"),
         (("quantize", "m.onnx", "--threads", "0"), "threads"),
+        (("quantize", "m.onnx", "--workers", "0"), "workers"),
         (("quantize", "m.onnx", "--images-size", "big"), "not a size such as 224"),
         (("quantize", "m.onnx", "--images-size", "4x0"), "image size must be a positive int"),
         (("quantize", "m.onnx", "--images-mean", "a,b"), "not a number"),
@@ -159,6 +160,22 @@ def test_quantize_onto_the_model_itself(run: Any, model: Path, data: Path) -> No
     size = model.stat().st_size
     assert run("quantize", model, "--data", data, "-o", model).status == 0
     assert model.stat().st_size < size
+
+
+def test_workers_and_resume(run: Any, model: Path, data: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("here", "there", "kept", "again")]
+    here, there, kept, again = paths
+    assert run("calibrate", model, "--data", data, "-o", here).status == 0
+    arguments = ("calibrate", model, "--data", data, "--resume", kept)
+    assert run(*arguments, "--workers", 2, "-o", there).status == 0
+    assert run(*arguments, "-o", again).status == 0
+    assert here.read_bytes() == there.read_bytes() == again.read_bytes()
+    int8 = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    for path, more in zip(int8, ((), ("--workers", 2)), strict=True):
+        assert run("quantize", model, "--data", data, "-o", path, *more).status == 0
+    assert int8[0].read_bytes() == int8[1].read_bytes()
+    kept.write_bytes(b"something else")
+    failed(run(*arguments, "-o", again), "kept: not a file to resume a calibration from")
 
 
 def test_calibration_file_is_data(run: Any, model: Path, data: Path, tmp_path: Path) -> None:

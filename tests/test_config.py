@@ -136,3 +136,19 @@ def test_image_options_normalise() -> None:
 def test_bad_image_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         ImageOptions(**options)
+
+
+def test_what_runs_the_model() -> None:
+    pair = ("CUDAExecutionProvider", {"device_id": 1})
+    assert QuantConfig(providers=pair).providers == (pair,)
+    config = QuantConfig(
+        providers=[pair, "CPUExecutionProvider"], session_options={"a.b": 1}, runner=open
+    )
+    assert config.providers == (pair, "CPUExecutionProvider")
+    values = config.to_dict()
+    assert values["providers"] == [list(pair), "CPUExecutionProvider"]
+    assert values["runner"] == "open"
+    json.dumps(values)
+    for bad in ({"providers": [("CUDA", 1)]}, {"session_options": "x"}, {"runner": 3}):
+        with pytest.raises(TypeError, match=next(iter(bad))):
+            QuantConfig(**bad)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def observed(
     calibration = _rustq.Calibration()
     made = observation(model, way, **more)
     assert made.way == way
-    made.run(feeds, calibration, lambda *_: None)
+    made.run(feeds, calibration)
     return calibration
 
 
@@ -99,7 +100,14 @@ NETS: dict[str, Callable[[], onnx.ModelProto]] = {
 
 def ways_of(model: onnx.ModelProto) -> list[str]:
     prepared, _ = _prepare(core_of(model))
-    return runner._possible(QuantConfig(), bool(prepared.values_to_observe()), WAYS)
+    wanted, operators = bool(prepared.values_to_observe()), prepared.op_counts
+    possible = runner._possible(QuantConfig(), wanted, operators, WAYS)
+    if "blocks" in possible:
+        try:
+            observation(model, "blocks")
+        except (rustq.UnsupportedError, rustq.ModelError):  # nothing in blocks, or a subgraph
+            possible.remove("blocks")
+    return possible
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -119,6 +127,7 @@ def test_same_counts(name: str, threads: int) -> None:
 def test_the_nets_are_observed_in_every_way() -> None:
     ways = [way for make in NETS.values() for way in ways_of(make())]
     assert ways.count("nodes") > 20
+    assert ways.count("blocks") > 15
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
@@ -151,6 +160,41 @@ def test_ragged_batches(way: str) -> None:
     expected = observed(model, "outputs", feeds, threads=1)
     assert observed(model, way, feeds, threads=2) == expected
     assert observed(model, way, parts, threads=None) == expected
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_channels(way: str, threads: int) -> None:
+    """Extremes along an axis, against numpy on the outputs; the rest is as without them."""
+    model = padded(24, batch="batch")
+    feeds = feeds_of(model, 3, batch=3)
+    prepared, _ = _prepare(core_of(model))
+    values = prepared.values_to_observe()
+    axes = {name: (1, -1)[number % 2] for number, name in enumerate(values) if number % 3}
+    made = runner.Observation(prepared, QuantConfig(threads=threads), (way,), axes)
+    found = _rustq.Calibration(prepared)
+    made.run(feeds, found)
+    outputs = runner.session(prepared.with_outputs(list(axes)).to_bytes(), threads=1)
+    names = [output.name for output in outputs.get_outputs()]
+    runs = [dict(zip(names, outputs.run(None, feed), strict=True)) for feed in feeds]
+    for name, axis in axes.items():
+        whole = np.concatenate([run[name] for run in runs])
+        others = tuple(n for n in range(whole.ndim) if n != axis % whole.ndim)
+        asked, low, high = found.channels(name) or (0, [], [])
+        assert asked == axis
+        np.testing.assert_array_equal(low, whole.min(others))
+        np.testing.assert_array_equal(high, whole.max(others))
+        assert (min(low), max(high)) == (whole.min(), whole.max())
+    assert _rustq.Calibration.from_bytes(found.to_bytes()) == found
+    plain = _rustq.Calibration(prepared)
+    runner.Observation(prepared, QuantConfig(threads=threads), (way,)).run(feeds, plain)
+    assert plain.channels(names[0]) is None
+    assert plain != found
+    with pytest.raises(rustq.DataError, match="only one of the two has channels"):
+        plain.merged(found)
+    wrong = runner.Observation(prepared, QuantConfig(threads=threads), (way,), {names[0]: 4})
+    with pytest.raises(rustq.DataError, match="has no axis 4"):
+        wrong.run(feeds, _rustq.Calibration())
 
 
 @pytest.mark.parametrize("way", ["outputs", "nodes"])
@@ -197,7 +241,7 @@ def test_one_session_on_several_threads() -> None:
 
     def run(share: list[Feed]) -> None:
         for feed in share:
-            made.session.run(None, feed)
+            made._run(feed)
 
     threads = [threading.Thread(target=run, args=(feeds[n::3],)) for n in range(3)]
     for thread in threads:
@@ -215,7 +259,7 @@ def test_sessions_at_the_same_time_count_apart() -> None:
     made = [observation(model, "nodes") for model in models]
     found = [_rustq.Calibration() for _ in models]
     for each, model, calibration in zip(made, models, found, strict=True):
-        each.run(feeds_of(model), calibration, lambda *_: None)
+        each.run(feeds_of(model), calibration)
     for model, calibration in zip(models, found, strict=True):
         assert calibration == observed(model, "outputs", feeds_of(model))
 
@@ -225,7 +269,7 @@ def test_a_second_run_starts_at_nothing() -> None:
     made = observation(model, "nodes")
     for _ in range(2):
         calibration = _rustq.Calibration()
-        made.run(feeds_of(model), calibration, lambda *_: None)
+        made.run(feeds_of(model), calibration)
         assert calibration == observed(model, "outputs", feeds_of(model))
 
 
@@ -233,7 +277,7 @@ def test_a_session_keeps_its_counters() -> None:
     made = observation(zoo.classifier(), "nodes")
     made._observers = None
     gc.collect()
-    made.session.run(None, feeds_of(zoo.classifier())[0])
+    made._run(feeds_of(zoo.classifier())[0])
 
 
 def test_observers_that_are_gone_are_an_error() -> None:
@@ -254,15 +298,18 @@ def test_falls_back(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if broken == "register":
         options = runner._options
         monkeypatch.setattr(
-            runner, "_options", lambda n, observing=False: refuse() if observing else options(n)
+            runner,
+            "_options",
+            lambda *n, observing=False: refuse() if observing else options(*n),
         )
     else:
-        monkeypatch.setattr(runner.Observation, f"_with_{broken}", refuse)
+        for way in ("blocks", "nodes"):
+            monkeypatch.setattr(runner.Observation, f"_with_{way}", refuse)
     prepared, _ = _prepare(core_of(zoo.classifier()))
     made = runner.Observation(prepared, QuantConfig(threads=1))
     assert made.way == "outputs"
     calibration = _rustq.Calibration()
-    made.run(feeds_of(zoo.classifier()), calibration, lambda *_: None)
+    made.run(feeds_of(zoo.classifier()), calibration)
     assert calibration == observed(zoo.classifier(), "outputs", feeds_of(zoo.classifier()))
 
 
@@ -271,25 +318,26 @@ def test_ways_that_are_taken() -> None:
         prepared, _ = _prepare(core_of(model))
         return runner.Observation(prepared, QuantConfig(**more)).way
 
-    assert way(zoo.classifier()) == "nodes"
-    assert way(zoo.classifier(), providers="CPUExecutionProvider") == "nodes"
+    assert way(zoo.classifier()) == "blocks"
+    assert way(zoo.classifier(), providers="CPUExecutionProvider") == "blocks"
+    assert way(zoo.classifier(), session_options={"inter_op_num_threads": 1}) == "nodes"
     assert way(zoo.transformer()) == "nodes"
     net = Net()
     nothing = net.model(net.op("Sin", net.input("x", 2)))
     assert way(nothing) == "outputs"
 
 
-@pytest.mark.parametrize(("version", "first"), [("1.18.1", "outputs"), ("1.20.0", "nodes")])
+@pytest.mark.parametrize(("version", "first"), [("1.18.1", "outputs"), ("1.20.0", "blocks")])
 def test_old_runtimes_get_outputs(
     version: str, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxruntime.__version__", version)
-    assert runner._possible(QuantConfig(), True, WAYS)[0] == first
+    assert runner._possible(QuantConfig(), True, ("Conv",), WAYS)[0] == first
 
 
 def test_other_providers_get_outputs() -> None:
     config = QuantConfig(providers=("AnotherProvider", "CPUExecutionProvider"))
-    possible = runner._possible(config, True, WAYS)
+    possible = runner._possible(config, True, ("Conv",), WAYS)
     assert possible == ["outputs"]
 
 
@@ -310,7 +358,86 @@ def test_memory_does_not_grow() -> None:
     resource = pytest.importorskip("resource")
     made = observation(zoo.classifier(), "nodes")
     feeds = feeds_of(zoo.classifier(), 2)
-    made.run(feeds * 20, _rustq.Calibration(), lambda *_: None)
+    made.run(feeds * 20, _rustq.Calibration())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    made.run(feeds * 200, _rustq.Calibration(), lambda *_: None)
+    made.run(feeds * 200, _rustq.Calibration())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 << 10
+
+
+# ---------------------------------------------------------------------- what else can run the model
+def numpy_runner(model: bytes, outputs: Sequence[str]) -> Callable[[Feed], Any]:
+    """A runner of a user's: here onnx's reference implementation."""
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(onnx.load_model_from_string(model))
+    return lambda feed: evaluator.run(list(outputs), feed)
+
+
+def dict_runner(model: bytes, outputs: Sequence[str]) -> Callable[[Feed], Any]:
+    made = runner.session(model, threads=1)
+    assert [output.name for output in made.get_outputs()] == list(outputs)
+    return lambda feed: dict(zip(outputs, made.run(None, feed), strict=True))
+
+
+def test_a_runner_of_the_users() -> None:
+    model = zoo.classifier()
+    feeds = feeds_of(model)
+    expected = rustq.calibrate(model, feeds, config=QuantConfig(threads=1))
+    assert rustq.calibrate(model, feeds, config=QuantConfig(runner=dict_runner)) == expected
+    other = rustq.calibrate(model, feeds, config=QuantConfig(runner=numpy_runner))
+    assert other.tensors == expected.tensors
+    for tensor in expected.tensors:
+        np.testing.assert_allclose(
+            other.range(tensor, "minmax"), expected.range(tensor, "minmax"), rtol=1e-4, atol=1e-5
+        )
+    with ProcessPoolExecutor(1) as executor:
+        config = QuantConfig(runner=dict_runner)
+        assert rustq.calibrate(model, feeds, config=config, executor=executor) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (lambda _: [], r"returned 0 values for \d+ outputs"),
+        (lambda _: {}, "returned no value for output 'image'"),
+        (lambda _: 1 / 0, "the runner cannot run sample 0: division by zero"),
+    ],
+)
+def test_a_runner_that_fails(values: Any, message: str) -> None:
+    model = zoo.classifier()
+    config = QuantConfig(runner=lambda model, outputs: values)
+    with pytest.raises(rustq.DataError, match=message):
+        rustq.calibrate(model, feeds_of(model), config=config)
+
+
+def test_providers_and_session_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    made: list[tuple[Any, Any]] = []
+    real = onnxruntime.InferenceSession
+
+    def session(model: bytes, options: Any, providers: Any) -> Any:
+        made.append((options, providers))
+        return real(model, options, providers=providers)
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", session)
+    model = zoo.classifier()
+    feeds = feeds_of(model)
+    config = QuantConfig(
+        providers=[("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})],
+        session_options={
+            "inter_op_num_threads": 2,
+            "session.intra_op.allow_spinning": "0",
+            "graph_optimization_level": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        },
+        threads=1,
+    )
+    calibration = rustq.calibrate(model, feeds, config=config)
+    (options, providers) = made[-1]
+    assert (options.inter_op_num_threads, options.intra_op_num_threads) == (2, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert providers[0][0] == "CPUExecutionProvider"
+    inside = QuantConfig(session_options=config.session_options, threads=1)
+    assert rustq.calibrate(model, feeds, config=inside) == calibration
+    with pytest.raises(ValueError, match="has no 'inter_op_threads'"):
+        rustq.calibrate(model, feeds, config=QuantConfig(session_options={"inter_op_threads": 2}))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rustq.calibration import Calibration
     from rustq.comparison import Comparison, compare
     from rustq.config import ImageOptions, QuantConfig
-    from rustq.errors import DataError, ModelError, RustqError, UnsupportedError
+    from rustq.errors import DataError, ModelError, RustqError, UnsupportedError, WorkerError
     from rustq.folding import FoldedModel, FoldRecord
     from rustq.model import Model, QuantizedModel
     from rustq.ranking import Sensitivity, sensitivity
@@ -40,6 +40,7 @@ __all__ = [
     "RustqError",
     "Sensitivity",
     "UnsupportedError",
+    "WorkerError",
     "__version__",
     "calibrate",
     "compare",
@@ -56,7 +57,7 @@ _HOMES = {
     "comparison": ("Comparison", "compare"),
     "config": ("ImageOptions", "QuantConfig"),
     "folding": ("FoldedModel", "FoldRecord"),
-    "errors": ("DataError", "ModelError", "RustqError", "UnsupportedError"),
+    "errors": ("DataError", "ModelError", "RustqError", "UnsupportedError", "WorkerError"),
     "model": ("Model", "QuantizedModel"),
     "ranking": ("Sensitivity", "sensitivity"),
     "report": ("Report",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -71,6 +72,7 @@ def calibrate(
     config: QuantConfig | None = None,
     progress: bool | Progress = False,
     executor: Executor | None = None,
+    resume: str | os.PathLike[str] | None = None,
 ) -> Calibration:
     """Runs a float model over data and counts what its activations are.
 
@@ -80,19 +82,25 @@ def calibrate(
     Args:
         model: see `load`.
         data: see `quantize`.
-        config: `threads`, `providers` and `images` are used here.
+        config: `threads`, `providers`, `session_options`, `runner` and `images` are used here.
         progress: `True` for a progress bar on a terminal, or a callable that is given the number
-            of samples done and their total.
-        executor: not available yet.
+            of samples done and their total, or `None` if that is not known.
+        executor: a `concurrent.futures.Executor`, whose workers run the model; the result is the
+            same. They read a path themselves, or a sequence (`__len__` and `__getitem__`) that is
+            cheap to pickle, each its own part; other data are read here and sent. Each worker runs
+            `threads` threads, 1 if that is `None`.
+        resume: a file to keep what was counted in, every few seconds and when the run ends,
+            whatever ends it. If it exists, the run goes on from there: pass the same data.
 
     Raises:
         OSError: a file cannot be read.
         ModelError: the model is not valid.
-        DataError: the data do not fit the model, or are empty or not finite.
+        DataError: the data do not fit the model, or are empty or not finite; the file to resume
+            from is of another model or of other data.
+        WorkerError: a worker of the executor died; `resume` has what the others counted.
     """
-    _no_executor(executor)
     prepared, _ = _prepare(core_of(model))
-    return _observed(prepared, data, _config(config), progress)[0]
+    return _observed(prepared, data, _config(config), progress, executor, resume)[0]
 
 
 def quantize(
@@ -134,7 +142,7 @@ def quantize(
             higher is better. `run(feed)` takes one feed in any form that `data` may hold, and
             returns the list of the outputs.
         progress: see `calibrate`.
-        executor: not available yet.
+        executor: see `calibrate`.
 
     Returns:
         The quantized model, with `.save(path)` and `.report`.
@@ -142,20 +150,28 @@ def quantize(
     Raises:
         OSError: a file cannot be read.
         ModelError: the model is not valid, or its weights are not finite.
-        DataError: the data do not fit the model, or are empty or not finite.
+        DataError: the data do not fit the model, or are empty or not finite; a calibration was
+            made from another model.
         ValueError: an unknown scheme or target, `max_drop` below 0, a `metric` without it, or one
             that does not return a finite number.
         UnsupportedError: a target, or kind of weights, that is not available yet, or a scheme that
             the target cannot run.
     """
     started = time.perf_counter()
-    _no_executor(executor)
     _check_limit(max_drop, metric, target)
     if max_drop is not None:
         from rustq.measuring import repeatable
 
         data = repeatable(data)
-    task = Task.of(model, data, scheme=scheme, target=target, config=config, progress=progress)
+    task = Task.of(
+        model,
+        data,
+        scheme=scheme,
+        target=target,
+        config=config,
+        progress=progress,
+        executor=executor,
+    )
     if max_drop is None:
         made = task.quantized()
     else:
@@ -202,6 +218,7 @@ class Task:
         target: str = "onnxruntime",
         config: QuantConfig | None = None,
         progress: bool | Progress = False,
+        executor: Executor | None = None,
     ) -> Task:
         """Prepares a model and calibrates it; see `quantize`."""
         config = _config(config)
@@ -217,18 +234,20 @@ class Task:
                     "rounding='learned' and bias_correction=True need the data themselves, to run"
                     " some of them again: a calibration, or none, will not do"
                 )
+            if data is not None:
+                data._core.check_model(prepared)
             return cls(source, prepared, data, runtime, scheme, config, tuple(notes))
         if config.weights.startswith("float"):
             shapes = _first_shapes(prepared, data, config)
             return cls(source, prepared, None, runtime, scheme, config, tuple(notes), shapes=shapes)
         if not config.corrects:
-            calibration, samples = _observed(prepared, data, config, progress)
+            calibration, samples = _observed(prepared, data, config, progress, executor)
             inputs = None
         else:
             from rustq.corrections import Excerpt, layer_inputs
 
             excerpt = Excerpt(data)
-            calibration, samples = _observed(prepared, excerpt.data, config, progress)
+            calibration, samples = _observed(prepared, excerpt.data, config, progress, executor)
             inputs = layer_inputs(prepared, excerpt, config, calibration.samples)
         notes += samples.notes
         return cls(
@@ -365,11 +384,6 @@ def _scheme_of(scheme: str, calibration: Calibration | None, config: QuantConfig
     return scheme if calibration else "dynamic"
 
 
-def _no_executor(executor: object) -> None:
-    if executor is not None:
-        raise UnsupportedError("calibrating with an executor is not available yet")
-
-
 def _prepare(source: _rustq.Model) -> tuple[_rustq.Model, list[str]]:
     """The model folded and in an operator set that can express int8 per channel, and notes."""
     notes = []
@@ -388,16 +402,17 @@ def _prepare(source: _rustq.Model) -> tuple[_rustq.Model, list[str]]:
 
 
 def _observed(
-    prepared: _rustq.Model, data: Any, config: QuantConfig, progress: bool | Progress
+    prepared: _rustq.Model,
+    data: Any,
+    config: QuantConfig,
+    progress: bool | Progress,
+    executor: Executor | None,
+    resume: str | os.PathLike[str] | None = None,
 ) -> tuple[Calibration, Feeds]:
-    from rustq.data import feeds, inputs_of
-    from rustq.runner import Observation
+    from rustq.collecting import collect
 
-    observation = Observation(prepared, config)
-    samples = feeds(data, inputs_of(observation.session), config.images)
-    core = _rustq.Calibration()
     with reporting(progress, "calibrating") as report:
-        observation.run(samples, core, report)
+        core, samples = collect(prepared, data, config, report, executor=executor, resume=resume)
     core.check_finite()
     return Calibration(core), samples
 

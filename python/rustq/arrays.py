@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -30,8 +31,9 @@ class Rows(Protocol):
     def whole(self) -> Array:
         """The whole array."""
 
-    def chunks(self, step: int) -> Iterator[Array]:
-        """Consecutive slices of `step` rows of the first axis; the last may be shorter."""
+    def chunks(self, step: int, first: int = 0) -> Iterator[Array]:
+        """Consecutive slices of `step` rows of the first axis, from slice `first` on; the last may
+        be shorter."""
 
 
 class ArrayRows:
@@ -45,9 +47,9 @@ class ArrayRows:
         """The whole array."""
         return self._array
 
-    def chunks(self, step: int) -> Iterator[Array]:
-        """Consecutive slices of `step` rows; the last may be shorter."""
-        for start in range(0, self.shape[0], step):
+    def chunks(self, step: int, first: int = 0) -> Iterator[Array]:
+        """Consecutive slices of `step` rows, from slice `first` on; the last may be shorter."""
+        for start in range(first * step, self.shape[0], step):
             yield self._array[start : start + step]
 
 
@@ -81,14 +83,15 @@ class MemberRows:
         with _reading(self._path), np.load(self._path, allow_pickle=False) as file:
             return as_array(file[self._member.removesuffix(".npy")], str(self._path))
 
-    def chunks(self, step: int) -> Iterator[Array]:
-        """Consecutive slices of `step` rows; the last may be shorter."""
+    def chunks(self, step: int, first: int = 0) -> Iterator[Array]:
+        """Consecutive slices of `step` rows, from slice `first` on; the last may be shorter."""
         with self._open() as (stream, shape, fortran, dtype):
             if fortran or dtype.hasobject:
-                yield from ArrayRows(self.whole()).chunks(step)
+                yield from ArrayRows(self.whole()).chunks(step, first)
                 return
             row = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-            for start in range(0, shape[0], step):
+            stream.seek(first * step * row, os.SEEK_CUR)
+            for start in range(first * step, shape[0], step):
                 count = min(step, shape[0] - start)
                 data = stream.read(count * row)
                 if len(data) != count * row:

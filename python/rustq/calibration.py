@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,9 @@ class Calibration:
     """Per tensor: exact minimum, maximum and count, and a histogram that needs no range in advance.
 
     Equal data give equal calibrations, whatever the order and the number of shards, and `a + b` is
-    what calibrating on all of the data at once would have given.
+    what calibrating on all of the data at once would have given. A calibration remembers which
+    model it was made from, as checksums of the folded nodes and weights, and `rustq.quantize`
+    refuses another.
     """
 
     def __init__(self, core: _rustq.Calibration | None = None) -> None:
@@ -80,7 +83,11 @@ class Calibration:
         return np.array(counts, np.int64), np.linspace(low, high, bins + 1)
 
     def merge(self, other: Calibration) -> Calibration:
-        """What both saw together; exact, in any order."""
+        """What both saw together; exact, in any order.
+
+        Raises:
+            DataError: they were made from different models.
+        """
         return Calibration(self._core.merged(other._core))
 
     def __add__(self, other: Calibration) -> Calibration:
@@ -100,7 +107,7 @@ class Calibration:
 
         Raises:
             OSError: the file cannot be read.
-            DataError: it is not a calibration file, or damaged.
+            DataError: it is not a calibration file, or damaged, or of another version of rustq.
         """
         from rustq.errors import DataError
 
@@ -108,6 +115,9 @@ class Calibration:
             return cls(_rustq.Calibration.from_bytes(Path(path).read_bytes()))
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self._core.to_bytes(),)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Calibration) and self._core == other._core
@@ -117,3 +127,7 @@ class Calibration:
 
     def __repr__(self) -> str:
         return f"<Calibration: {len(self.tensors)} tensors, {self.samples} samples>"
+
+
+def _unpickled(content: bytes) -> Calibration:
+    return Calibration(_rustq.Calibration.from_bytes(content))

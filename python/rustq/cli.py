@@ -25,8 +25,10 @@ from rustq.options import (
     checked_output,
     config,
     data_options,
+    executor_of,
     image_flags,
     named_shape,
+    workers_option,
 )
 from rustq.progress import reporting
 from rustq.report import FAMILIES
@@ -176,6 +178,7 @@ def commands(context: click.Context) -> None:
 )
 @report_option
 @as_json
+@workers_option
 @data_options
 def quantize(
     model: Path,
@@ -189,6 +192,7 @@ def quantize(
     per_tensor: bool,
     max_drop: float | None,
     list_unsupported: bool,
+    workers: int | None,
     **knobs: Any,
 ) -> int:
     """Quantize MODEL to INT8, static with --data, dynamic without."""
@@ -200,7 +204,7 @@ def quantize(
     suffix = f".{settings.weights}{TARGETS[target].suffix}"
     path = checked_output(output or model.with_name(model.stem + suffix))
     report = report and checked_output(report)
-    with reporting(True, "calibrating") as progress:
+    with reporting(True, "calibrating") as progress, executor_of(workers) as executor:
         result = rustq.quantize(
             model,
             None if data is None else _data(data),
@@ -209,6 +213,7 @@ def quantize(
             config=settings,
             max_drop=max_drop,
             progress=progress,
+            executor=executor,
         )
     files = result.save(path)
     if report:
@@ -257,7 +262,13 @@ def _list_unsupported(
 @click.argument("model", type=MODEL)
 @click.option("--data", metavar="PATH", required=True, help=DATA_HELP)
 @click.option("-o", "--output", type=MODEL, help="File to write.  [default: MODEL.calibration]")
+@click.option(
+    "--resume",
+    type=MODEL,
+    help="File to keep what was counted in, and to go on from if it exists.",
+)
 @as_json
+@workers_option
 @data_options
 def calibrate(
     model: Path,
@@ -266,14 +277,23 @@ def calibrate(
     as_json: bool,
     images: ImageOptions | None,
     threads: int | None,
+    workers: int | None,
+    resume: Path | None,
 ) -> None:
     """Observe MODEL on data once; every method and target can then be derived from the file."""
     import rustq
 
     path = checked_output(output or model.with_name(f"{model.stem}.calibration"))
     settings = config(images=images, threads=threads)
-    with reporting(True, "calibrating") as progress:
-        calibration = rustq.calibrate(model, Path(data), config=settings, progress=progress)
+    with reporting(True, "calibrating") as progress, executor_of(workers) as executor:
+        calibration = rustq.calibrate(
+            model,
+            Path(data),
+            config=settings,
+            progress=progress,
+            executor=executor,
+            resume=None if resume is None else checked_output(resume),
+        )
     calibration.save(path)
     if as_json:
         console.show_json({"files": [path], "tensors": len(calibration.tensors)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
@@ -25,6 +25,7 @@ ROUNDINGS = ("nearest", "learned")
 """Ways to round the weights."""
 
 NamePattern = str | re.Pattern[str]
+Provider = str | tuple[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,16 @@ class QuantConfig:
             left out they come from the model, or from the first sample. Stored as pairs.
         threads: threads that ONNX Runtime uses within an operator while it runs the float model;
             `None` lets it choose.
-        providers: ONNX Runtime execution providers for the float model, in order of preference.
-            Stored as a tuple.
+        providers: ONNX Runtime execution providers for the float model, in order of preference:
+            names, or pairs of a name and a dict of options. Stored as a tuple.
+        session_options: attributes of `onnxruntime.SessionOptions`, such as
+            `{"inter_op_num_threads": 2}`, and configuration entries, which have a dot in their
+            name, such as `{"session.intra_op.allow_spinning": "0"}`, for the float model.
+        runner: what runs the float model instead of ONNX Runtime: `runner(model, outputs)` gets a
+            serialized ONNX model whose outputs are those, and returns a function that takes a feed
+            (a dict of arrays by input name) and returns the values of the outputs, in their order
+            or as a dict. For the workers of a process pool it must be picklable: a function of a
+            module.
 
     Raises:
         ValueError: a value is not one of the valid choices, which the message lists, or is out of
@@ -99,7 +108,9 @@ class QuantConfig:
     images: ImageOptions | None = None
     input_shapes: Mapping[str, Sequence[int]] | Iterable[tuple[str, tuple[int, ...]]] = ()
     threads: int | None = None
-    providers: str | Iterable[str] = ("CPUExecutionProvider",)
+    providers: Provider | Iterable[Provider] = ("CPUExecutionProvider",)
+    session_options: Mapping[str, Any] | None = None
+    runner: Callable[[bytes, Sequence[str]], Callable[..., Any]] | None = None
 
     def __post_init__(self) -> None:
         _choice("method", self.method, METHODS)
@@ -140,15 +151,24 @@ class QuantConfig:
                 raise TypeError(f"noise_price must be a number or None, got {self.noise_price!r}")
             if not 0 <= self.noise_price < float("inf"):
                 raise ValueError(f"noise_price must be 0 or more, got {self.noise_price!r}")
-        for name, kinds in (
-            ("exclude", (str, re.Pattern)),
-            ("exclude_op_types", (str,)),
-            ("providers", (str,)),
-        ):
+        for name, kinds in (("exclude", (str, re.Pattern)), ("exclude_op_types", (str,))):
             object.__setattr__(self, name, _several(name, getattr(self, name), kinds))
         object.__setattr__(self, "input_shapes", _shapes(self.input_shapes))
+        self._check_runtime()
+
+    def _check_runtime(self) -> None:
+        given: Any = self.providers
+        single = isinstance(given, str) or _is_pair(given)
+        object.__setattr__(self, "providers", _several("providers", given, (str, tuple), single))
+        for entry in _as_tuple(self.providers):
+            if isinstance(entry, tuple) and not _is_pair(entry):
+                raise TypeError(f"providers must hold names, or (name, dict) pairs, got {entry!r}")
         if not self.providers:
             raise ValueError('providers must name at least one, such as "CPUExecutionProvider"')
+        if self.session_options is not None and not isinstance(self.session_options, Mapping):
+            raise TypeError(f"session_options must be a dict, got {self.session_options!r}")
+        if self.runner is not None and not callable(self.runner):
+            raise TypeError(f"runner must be callable, got {self.runner!r}")
 
     @property
     def corrects(self) -> bool:
@@ -176,8 +196,10 @@ class QuantConfig:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         values["exclude"] = [p if isinstance(p, str) else p.pattern for p in values["exclude"]]
         values["exclude_op_types"] = list(values["exclude_op_types"])
-        values["providers"] = list(values["providers"])
         values["input_shapes"] = {name: list(shape) for name, shape in values["input_shapes"]}
+        values["providers"] = [p if isinstance(p, str) else list(p) for p in values["providers"]]
+        if self.runner is not None:
+            values["runner"] = getattr(self.runner, "__qualname__", repr(self.runner))
         if self.images is not None:
             values["images"] = asdict(self.images)
         return values
@@ -190,9 +212,21 @@ def _choice(name: str, value: object, valid: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(valid)}")
 
 
-def _several(name: str, value: Any, kinds: tuple[type, ...]) -> tuple[Any, ...]:
+def _is_pair(value: object) -> bool:
+    """Whether this is a provider with its options."""
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], Mapping)
+    )
+
+
+def _several(
+    name: str, value: Any, kinds: tuple[type, ...], single: bool | None = None
+) -> tuple[Any, ...]:
     """One or several values as a tuple, each checked to be one of `kinds`."""
-    single = isinstance(value, kinds)
+    single = isinstance(value, kinds) if single is None else single
     if not single and not isinstance(value, Iterable):
         raise TypeError(f"{name} must be one or several of {_names(kinds)}, got {value!r}")
     values: tuple[Any, ...] = (value,) if single else tuple(value)

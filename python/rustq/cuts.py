@@ -44,9 +44,9 @@ class Cut:
     rows: int = 0
     reshape: int = 0
 
-    def pieces(self, source: Rows) -> Iterator[Array]:
+    def pieces(self, source: Rows, first: int = 0) -> Iterator[Array]:
         """The arrays for consecutive feeds; endless when the array is used whole."""
-        slices = source.chunks(self.rows) if self.rows else repeat(source.whole())
+        slices = source.chunks(self.rows, first) if self.rows else repeat(source.whole())
         if self.reshape < 0:
             return (piece[0] for piece in slices)
         if self.reshape > 0:
@@ -67,12 +67,14 @@ class Plan:
     cuts: Mapping[str, Cut]
 
     def feeds(
-        self, sources: Mapping[str, Rows], inputs: Sequence[InputInfo], where: str
+        self, sources: Mapping[str, Rows], inputs: Sequence[InputInfo], where: str, first: int = 0
     ) -> Iterator[Feed]:
-        """The feeds, checked and cast; `where` names the source in errors."""
-        pieces = {info.name: self.cuts[info.name].pieces(sources[info.name]) for info in inputs}
+        """The feeds from `first` on, checked and cast; `where` names the source in errors."""
+        pieces = {
+            info.name: self.cuts[info.name].pieces(sources[info.name], first) for info in inputs
+        }
         step = max(cut.rows for cut in self.cuts.values())
-        for number in range(self.count):
+        for number in range(first, self.count):
             place = where
             if step and self.count > 1:
                 place = (

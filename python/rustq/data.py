@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,11 @@ from rustq.errors import DataError
 from rustq.images import IMAGE_SUFFIXES, ImageOptions, ImageReader
 from rustq.samples import Array, Feed, InputInfo, by_name, check_names, conform, inputs_of
 
-__all__ = ["Feeds", "InputInfo", "feeds", "inputs_of", "is_data_path"]
+__all__ = ["Feeds", "InputInfo", "feeds", "inputs_of", "is_data_path", "is_indexed"]
+
+
+Item = Iterable[Feed]
+"""What one sample of the data becomes: a feed, or several for a batch that has to be split."""
 
 
 class Feeds:
@@ -42,23 +47,25 @@ class Feeds:
     data again, which an iterator or generator cannot do: the second time is a `DataError`.
 
     Attributes:
-        length: number of feeds where it is known without reading the data. For an iterable it is
-            `len` of that, so a batch that has to be split counts once.
+        length: number of items where it is known without reading the data: of samples of an
+            iterable, of feeds otherwise.
         notes: what was assumed about the data, one line each, for the report.
-        shapes: the shape of each input in the first feed, once that was read.
+        parts: whether `items(first)` reads nothing of the items before `first`.
     """
 
     def __init__(
         self,
-        start: Callable[[], Iterator[Feed]],
+        start: Callable[[int], Iterator[Item]],
         length: int | None,
         *,
         notes: Sequence[str] = (),
         once: bool = False,
+        parts: bool = True,
     ) -> None:
         self.length = length
         self.notes = tuple(notes)
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.parts = parts
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._start = start
         self._once = once
         self._used = False
@@ -72,21 +79,42 @@ class Feeds:
         return True
 
     def __iter__(self) -> Iterator[Feed]:
+        for item in self.items():
+            yield from item
+
+    def items(self, first: int = 0) -> Iterator[Item]:
+        """The items from number `first` on, each to be consumed before the next is asked for.
+
+        Raises:
+            DataError: the data can be read only once, and were; or hold nothing at all.
+        """
         if self._used and self._once:
             raise DataError(
                 "the data is an iterator that was already consumed: pass a list, or an object"
                 " that can be iterated again"
             )
         self._used = True
-        return self._not_empty()
+        return self._not_empty(first)
 
-    def _not_empty(self) -> Iterator[Feed]:
-        empty = True
-        for feed in self._start():
-            if empty:
-                self.shapes = {name: array.shape for name, array in feed.items()}
-            empty = False
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each input in the first feed that is read; read for it if none was yet."""
+        if not self._shapes and not self._once:
+            next(iter(self))
+        return self._shapes
+
+    def _noting_shapes(self, item: Item) -> Item:
+        for feed in item:
+            self._shapes = {name: array.shape for name, array in feed.items()}
             yield feed
+
+    def _not_empty(self, first: int) -> Iterator[Item]:
+        empty = first == 0
+        for item in self._start(first):
+            if not self._shapes:
+                item = self._noting_shapes(item)
+            empty = False
+            yield item
         if empty:
             raise DataError(
                 "the data is empty: there is no sample to calibrate with or to compare on"
@@ -112,7 +140,7 @@ def feeds(data: Any, inputs: Sequence[InputInfo], images: ImageOptions | None = 
         return _from_path(Path(data), inputs, images)
     if isinstance(data, Mapping) or _is_array(data):
         return _from_arrays(by_name(data, inputs, "the data"), inputs)
-    if not isinstance(data, Iterable) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+    if is_indexed(data):
         data = _Indexed(data)
     if not isinstance(data, Iterable) or isinstance(data, bytes | bytearray):
         raise TypeError(
@@ -124,12 +152,24 @@ def feeds(data: Any, inputs: Sequence[InputInfo], images: ImageOptions | None = 
         raise DataError("the data is empty: it has no samples")
     reader = _LazyReader(inputs, images)
     once = isinstance(data, Iterator)
-    return Feeds(lambda: _from_samples(data, inputs, reader), length, once=once)
+    return Feeds(
+        lambda first: _from_samples(data, inputs, reader, first),
+        length,
+        once=once,
+        parts=isinstance(data, _Indexed),
+    )
 
 
 def is_data_path(path: Path) -> bool:
     """Whether `feeds` reads this path: a folder, or a file with the ending of arrays or images."""
     return path.is_dir() or path.suffix.lower() in ARRAY_SUFFIXES | IMAGE_SUFFIXES
+
+
+def is_indexed(data: Any) -> bool:
+    """Whether samples of these data can be read by their number, without reading others."""
+    if isinstance(data, str | bytes | bytearray | os.PathLike | Mapping) or _is_array(data):
+        return False
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
 def _is_array(value: Any) -> bool:
@@ -147,7 +187,7 @@ def _length(data: Iterable[Any]) -> int | None:
 
 
 class _Indexed:
-    """A data set that can only be indexed, as torch's may be, as an iterable."""
+    """A data set that can be indexed, as an iterable that starts anywhere."""
 
     def __init__(self, data: Any) -> None:
         self._data = data
@@ -156,7 +196,13 @@ class _Indexed:
         return len(self._data)
 
     def __iter__(self) -> Iterator[Any]:
-        return (self._data[number] for number in range(len(self._data)))
+        return self.since(0)
+
+    def since(self, first: int) -> Iterator[Any]:
+        """The samples from number `first` on."""
+        if first == 0 and isinstance(self._data, Iterable):
+            return iter(self._data)
+        return (self._data[number] for number in range(first, len(self._data)))
 
 
 class _LazyReader:
@@ -183,24 +229,29 @@ def _from_arrays(arrays: Feed, inputs: Sequence[InputInfo]) -> Feeds:
     where = "the data"
     cut = plan({name: array.shape for name, array in arrays.items()}, inputs, where, data_set=True)
     rows: dict[str, Rows] = {name: ArrayRows(array) for name, array in arrays.items()}
-    return Feeds(lambda: cut.feeds(rows, inputs, where), cut.count)
+    return Feeds(lambda first: _single(cut.feeds(rows, inputs, where, first)), cut.count)
+
+
+def _single(feeds: Iterable[Feed]) -> Iterator[Item]:
+    """Each feed an item."""
+    for feed in feeds:
+        yield (feed,)
 
 
 def _from_samples(
-    data: Iterable[Any], inputs: Sequence[InputInfo], reader: _LazyReader
-) -> Iterator[Feed]:
-    for number, sample in enumerate(data):
+    data: Iterable[Any], inputs: Sequence[InputInfo], reader: _LazyReader, first: int
+) -> Iterator[Item]:
+    samples = data.since(first) if isinstance(data, _Indexed) else islice(data, first, None)
+    for number, sample in enumerate(samples, start=first):
         if isinstance(sample, str | os.PathLike):
-            yield from _read_file(Path(sample), inputs, reader)
+            yield _read_file(Path(sample), inputs, reader)
             continue
         where = f"sample {number}"
         arrays = by_name(sample, inputs, where)
         cut = plan(
             {name: array.shape for name, array in arrays.items()}, inputs, where, data_set=False
         )
-        yield from cut.feeds(
-            {name: ArrayRows(array) for name, array in arrays.items()}, inputs, where
-        )
+        yield cut.feeds({name: ArrayRows(array) for name, array in arrays.items()}, inputs, where)
 
 
 # ---------------------------------------------------------------------- files and folders
@@ -211,15 +262,17 @@ def _from_path(path: Path, inputs: Sequence[InputInfo], images: ImageOptions | N
             path.stat()
             return _from_images([path], reader)
         _, cut = _open(path, inputs)
-        return Feeds(lambda: _read_file(path, inputs, reader), cut.count)
+        return Feeds(lambda first: _single(_read_file(path, inputs, reader, first)), cut.count)
     files = _data_files(path)
     if files[0].suffix.lower() in IMAGE_SUFFIXES:
         return _from_images(files, reader)
     counts = [_open(file, inputs)[1].count for file in files]
 
-    def start() -> Iterator[Feed]:
-        for file in files:
-            yield from _read_file(file, inputs, reader)
+    def start(first: int) -> Iterator[Item]:
+        for file, count in zip(files, counts, strict=True):
+            if first < count:
+                yield from _single(_read_file(file, inputs, reader, first))
+            first = max(first - count, 0)
 
     return Feeds(start, sum(counts))
 
@@ -272,13 +325,15 @@ def _open(path: Path, inputs: Sequence[InputInfo]) -> tuple[dict[str, Rows], Pla
     )
 
 
-def _read_file(path: Path, inputs: Sequence[InputInfo], reader: _LazyReader) -> Iterator[Feed]:
+def _read_file(
+    path: Path, inputs: Sequence[InputInfo], reader: _LazyReader, first: int = 0
+) -> Iterator[Feed]:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         images = reader.get(path)
         yield {inputs[0].name: _without_batch(images.read(path), inputs[0], path)}
         return
     arrays, cut = _open(path, inputs)
-    yield from cut.feeds(arrays, inputs, str(path))
+    yield from cut.feeds(arrays, inputs, str(path), first)
 
 
 def _from_images(files: Sequence[Path], reader: _LazyReader) -> Feeds:
@@ -295,11 +350,11 @@ def _from_images(files: Sequence[Path], reader: _LazyReader) -> Feeds:
             f" batches of {batch}"
         )
 
-    def start() -> Iterator[Feed]:
-        for first in range(0, len(files), batch):
-            group = [images.read(file) for file in files[first : first + batch]]
+    def start(first: int) -> Iterator[Item]:
+        for at in range(first * batch, len(files), batch):
+            group = [images.read(file) for file in files[at : at + batch]]
             array = group[0] if batch == 1 else np.concatenate(group)
-            yield {info.name: _without_batch(array, info, files[first])}
+            yield ({info.name: _without_batch(array, info, files[at])},)
 
     return Feeds(start, len(files) // batch, notes=images.notes)
 

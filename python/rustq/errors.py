@@ -7,7 +7,7 @@ below. The Rust core raises the same classes.
 
 from __future__ import annotations
 
-__all__ = ["DataError", "ModelError", "RustqError", "UnsupportedError"]
+__all__ = ["DataError", "ModelError", "RustqError", "UnsupportedError", "WorkerError"]
 
 
 class RustqError(Exception):
@@ -24,3 +24,7 @@ class DataError(RustqError):
 
 class UnsupportedError(RustqError):
     """The request is sound, but this version of rustq, or the target, cannot do it."""
+
+
+class WorkerError(RustqError):
+    """A worker of an executor died; the message says which samples it had."""

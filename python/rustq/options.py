@@ -5,15 +5,20 @@ from __future__ import annotations
 import functools
 import os
 import shlex
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 
 from rustq.config import QuantConfig
 from rustq.images import CHANNELS, LAYOUTS, RESIZES, ImageOptions
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 __all__ = [
     "DATA_HELP",
@@ -21,8 +26,10 @@ __all__ = [
     "checked_output",
     "config",
     "data_options",
+    "executor_of",
     "image_flags",
     "named_shape",
+    "workers_option",
 ]
 
 P = ParamSpec("P")
@@ -89,6 +96,11 @@ _IMAGE_OPTIONS = (
 _THREADS = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads that ONNX Runtime runs models with."
 )
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes that share the data between them, each with --threads threads, or 1.",
+)
 
 
 def data_options(command: Callable[P, T]) -> Callable[..., T]:
@@ -141,6 +153,23 @@ def config(**values: Any) -> QuantConfig:
         return QuantConfig(**given)
     except (ValueError, TypeError) as error:
         raise click.UsageError(str(error)) from error
+
+
+@contextmanager
+def executor_of(workers: int | None) -> Iterator[Executor | None]:
+    """A pool of so many processes; `None` for none."""
+    if workers is None:
+        yield None
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    # A fork would take over the threads of this process by halves. Ctrl-C reaches the workers as
+    # well, where it is left to this process to end the work.
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    ) as executor:
+        yield executor
 
 
 def checked_output(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -54,15 +55,24 @@ class _RichBar:
         self._what = what
         self._bar: Bar | None = None
         self._task: TaskID | None = None
+        self._first: tuple[float, int] | None = None
 
     def __call__(self, done: int, total: int | None) -> None:
         if self._bar is None or self._task is None:
             self._start(total)
         assert self._bar is not None
         assert self._task is not None
-        # A batch that has to be split makes more steps than were announced.
+        # Data may turn out to be longer than they said.
         shown = None if total is None else max(total, done)
-        self._bar.update(self._task, completed=done, total=shown)
+        self._bar.update(self._task, completed=done, total=shown, rate=self._rate(done))
+
+    def _rate(self, done: int) -> str:
+        """Samples per second since the first report, which may come with many done long ago."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
+        since, already = self._first
+        return f"{(done - already) / (now - since):.1f}/s" if done > already else ""
 
     def _start(self, total: int | None) -> None:
         from rich.console import Console
@@ -71,6 +81,7 @@ class _RichBar:
             MofNCompleteColumn,
             Progress,
             TextColumn,
+            TimeElapsedColumn,
             TimeRemainingColumn,
         )
 
@@ -78,11 +89,13 @@ class _RichBar:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}"),
+            # Without a total nothing is known of the time left.
+            TimeElapsedColumn() if total is None else TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
         )
-        self._task = self._bar.add_task(self._what, total=total)
+        self._task = self._bar.add_task(self._what, total=total, rate="")
         self._bar.start()
 
     def stop(self) -> None:

@@ -19,8 +19,10 @@ __all__ = [
     "as_array",
     "by_name",
     "conform",
+    "described",
     "fits",
     "inputs_of",
+    "is_float",
     "shape_text",
 ]
 
@@ -69,6 +71,29 @@ class Session(Protocol):
         """The named outputs, or all of them, for a feed."""
 
 
+class Declared(Protocol):
+    """An input of a `rustq.Model`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> Shape | None: ...
+
+
+def described(inputs: Iterable[Declared]) -> list[InputInfo]:
+    """The inputs of a `rustq.Model`.
+
+    Raises:
+        UnsupportedError: an input is not a tensor, or has a dtype that numpy does not know.
+    """
+    return [
+        InputInfo(value.name, _dtype(value.name, value.dtype.lower()), value.shape)
+        for value in inputs
+    ]
+
+
 _ONNX_RUNTIME_DTYPES = {"float": "float32", "double": "float64", "string": "object"}
 
 
@@ -82,14 +107,15 @@ def inputs_of(session: Session) -> list[InputInfo]:
     infos = []
     for argument in session.get_inputs():
         kind = argument.type.removeprefix("tensor(").removesuffix(")")
-        try:
-            dtype = np.dtype(_ONNX_RUNTIME_DTYPES.get(kind, kind))
-        except TypeError:
-            raise UnsupportedError(
-                f'input "{argument.name}" is a {argument.type}: rustq cannot feed it'
-            ) from None
-        infos.append(InputInfo(argument.name, dtype, tuple(argument.shape)))
+        infos.append(InputInfo(argument.name, _dtype(argument.name, kind), tuple(argument.shape)))
     return infos
+
+
+def _dtype(name: str, kind: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(_ONNX_RUNTIME_DTYPES.get(kind, kind))
+    except TypeError:
+        raise UnsupportedError(f'input "{name}" is a {kind}: rustq cannot feed it') from None
 
 
 def shape_text(shape: Iterable[int | str | None] | None) -> str:
@@ -209,7 +235,7 @@ def conform(array: Array, info: InputInfo, where: str) -> Array:
     if array.size == 0 and (array.ndim == 0 or array.shape[0] == 0):
         raise DataError(f"{where}: the array is empty, its shape is {shape_text(array.shape)}")
     result = np.ascontiguousarray(_cast(array, info.dtype, where)).reshape(array.shape)
-    if not _is_float(result.dtype):
+    if not is_float(result.dtype):
         return result
     finite = np.isfinite(result)
     if not finite.all():
@@ -225,7 +251,8 @@ def conform(array: Array, info: InputInfo, where: str) -> Array:
     return result
 
 
-def _is_float(dtype: np.dtype[Any]) -> bool:
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether these are floating-point numbers."""
     # ml_dtypes' bfloat16 has kind "V" and does not count as np.floating.
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
@@ -238,8 +265,8 @@ def _cast(array: Array, dtype: np.dtype[Any], where: str) -> Array:
         raise DataError(f"{where}: the array holds {_kind(source)}, the input takes {dtype}")
     if source == dtype:
         return array.astype(dtype, copy=False)  # the same dtype in native byte order
-    if _is_float(dtype):
-        if _is_float(source):
+    if is_float(dtype):
+        if is_float(source):
             with np.errstate(over="ignore"):  # what overflows is reported with its index
                 return array.astype(dtype)
         if source == np.uint8:
@@ -254,7 +281,7 @@ def _cast(array: Array, dtype: np.dtype[Any], where: str) -> Array:
                 f"{where}: the {source} values are not exact in {dtype}: cast them with .astype"
             )
         return result
-    if _is_float(source):
+    if is_float(source):
         raise DataError(
             f"{where}: the array is {source}, the input takes {dtype}: cast it with"
             f' .astype("{dtype}")'

@@ -13,9 +13,9 @@ use half::f16;
 use super::abi::{
     self, Api, ApiBase, CustomOp, Domain, KernelContext, KernelInfo, SessionOptions, StatusPtr, element,
 };
-use super::graph::{DOMAIN, HANDLE, OP_TYPE, SLOT};
+use super::graph::{BLOCK, CHANNELS, DOMAIN, HANDLE, OP_TYPE, SLOT};
 use super::{Slot, locked};
-use crate::observer::Observer;
+use crate::calibration::Seen;
 
 /// Fewer values than this are counted by one thread.
 const SHARE: usize = 1 << 15;
@@ -155,6 +155,14 @@ struct Kernel {
     api: *const Api,
     slots: Arc<[Slot]>,
     slot: usize,
+    blocks: Option<Blocks>,
+}
+
+/// The layout of a value whose channels stand in blocks, `[N, C / size, H, W, size]`, the last one filled up.
+#[derive(Clone, Copy)]
+struct Blocks {
+    channels: usize,
+    size: usize,
 }
 
 unsafe extern "system" fn create(
@@ -174,7 +182,11 @@ unsafe extern "system" fn create(
         };
         let found = Slot::find(attribute(HANDLE)?, attribute(SLOT)?);
         let (slots, slot) = found.ok_or_else(|| "its observers are gone".to_owned())?;
-        let kernel = Box::new(Kernel { api, slots, slot });
+        // Both are there, or none.
+        let optional = |name| attribute(name).ok().and_then(|value| usize::try_from(value).ok());
+        let blocks =
+            optional(CHANNELS).zip(optional(BLOCK)).map(|(channels, size)| Blocks { channels, size });
+        let kernel = Box::new(Kernel { api, slots, slot, blocks });
         // SAFETY: the caller's place for the result.
         unsafe { *out = Box::into_raw(kernel).cast() };
         Ok(())
@@ -196,15 +208,47 @@ unsafe extern "system" fn compute(kernel: *mut c_void, context: *mut KernelConte
         // SAFETY: the caller's `context`; the tensor lives, unchanged, until this returns.
         let Some((shape, values)) = (unsafe { input(api, context) })? else { return Ok(()) };
         let slot = &kernel.slots[kernel.slot];
-        slot.has_rank(shape.len());
+        let mut unpadded = Vec::new();
+        let values = match (kernel.blocks, values) {
+            (Some(blocks), Values::F32(x)) if blocks.padded(&shape) => {
+                blocks.without_padding(&shape, x, &mut unpadded)?;
+                Values::F32(&unpadded)
+            }
+            _ => values,
+        };
         let parts = (values.len() / SHARE).clamp(1, slot.parts());
-        let work = Work { slot, values, parts, api };
+        let work = Work { slot, shape: &shape, values, parts, failure: Mutex::default() };
         if parts == 1 {
             work.count(0);
-            return Ok(());
+        } else {
+            work.on_threads(api, context)?;
         }
-        work.on_threads(context)
+        locked(&work.failure).take().map_or(Ok(()), |message| Err(message.into()))
     })
+}
+
+impl Blocks {
+    fn padded(self, shape: &[usize]) -> bool {
+        shape.get(1).is_some_and(|&stored| stored != self.channels)
+    }
+
+    /// Collects what is no padding. Few values have some: the numbers of channels are mostly whole blocks.
+    fn without_padding(self, shape: &[usize], x: &[f32], out: &mut Vec<f32>) -> Outcome {
+        let [_, stored, height, width] = *shape else {
+            return Err(format!("blocks of shape {shape:?}").into());
+        };
+        let pixels = height * width;
+        if self.size == 0 || stored != self.channels.next_multiple_of(self.size) {
+            return Err(format!("blocks of {} for {} channels in {shape:?}", self.size, self.channels).into());
+        }
+        let (whole, rest) = (self.channels / self.size * self.size, self.channels % self.size);
+        for image in x.chunks_exact((stored * pixels).max(1)) {
+            let (full, last) = image.split_at(whole * pixels);
+            out.extend_from_slice(full);
+            last.chunks_exact(self.size).for_each(|pixel| out.extend_from_slice(&pixel[..rest]));
+        }
+        Ok(())
+    }
 }
 
 /// Values as the model computes them.
@@ -229,7 +273,7 @@ impl Values<'_> {
 ///
 /// # Safety
 /// `context` must be that of the present computation, and the result must not outlive it.
-unsafe fn input<'a>(api: &Api, context: *const KernelContext) -> Outcome<Option<(Vec<i64>, Values<'a>)>> {
+unsafe fn input<'a>(api: &Api, context: *const KernelContext) -> Outcome<Option<(Vec<usize>, Values<'a>)>> {
     let (mut value, mut info, mut kind, mut rank) = (ptr::null(), ptr::null_mut(), 0, 0);
     // SAFETY: the node has an input 0.
     checked(unsafe { api.input(context, 0, &raw mut value) })?;
@@ -251,8 +295,10 @@ unsafe fn input<'a>(api: &Api, context: *const KernelContext) -> Outcome<Option<
     if ![element::FLOAT, element::FLOAT16, element::DOUBLE].contains(&kind) {
         return Ok(None);
     }
-    let length = shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?));
-    let length = length.ok_or_else(|| format!("a tensor of shape {shape:?}"))?;
+    let odd = || format!("a tensor of shape {shape:?}");
+    let sizes: Option<Vec<_>> = shape.iter().map(|&d| usize::try_from(d).ok()).collect();
+    let sizes = sizes.ok_or_else(odd)?;
+    let length = sizes.iter().try_fold(1_usize, |n, &d| n.checked_mul(d)).ok_or_else(odd)?;
     let mut data = ptr::null_mut();
     // SAFETY: a tensor of numbers; it is only read.
     checked(unsafe { api.tensor_data(value.cast_mut(), &raw mut data) })?;
@@ -264,7 +310,7 @@ unsafe fn input<'a>(api: &Api, context: *const KernelContext) -> Outcome<Option<
             _ => Values::F64(slice(data, length)),
         }
     };
-    Ok(Some((shape, values)))
+    Ok(Some((sizes, values)))
 }
 
 /// # Safety
@@ -280,14 +326,16 @@ unsafe fn slice<'a, T>(data: *const c_void, length: usize) -> &'a [T] {
 /// One tensor to count, in shares.
 struct Work<'a> {
     slot: &'a Slot,
+    shape: &'a [usize],
     values: Values<'a>,
     parts: usize,
-    api: &'a Api,
+    /// Why a share could not be counted.
+    failure: Mutex<Option<String>>,
 }
 
 impl Work<'_> {
     /// Counts every share, on the threads of ONNX Runtime.
-    fn on_threads(&self, context: *const KernelContext) -> Outcome {
+    fn on_threads(&self, api: &Api, context: *const KernelContext) -> Outcome {
         unsafe extern "C" fn share(work: *mut c_void, part: usize) {
             // SAFETY: the `Work` below, which outlives the loop and is only read.
             let work = unsafe { &*work.cast_const().cast::<Work>() };
@@ -296,7 +344,7 @@ impl Work<'_> {
         }
         let work = ptr::from_ref(self).cast_mut().cast();
         // SAFETY: the context of this computation; the call returns when every share is counted.
-        checked(unsafe { self.api.parallel_for(context, share, self.parts, self.parts, work) })
+        checked(unsafe { api.parallel_for(context, share, self.parts, self.parts, work) })
     }
 
     /// Counts one share.
@@ -304,20 +352,30 @@ impl Work<'_> {
         let (length, part_of) = (self.values.len(), self.parts);
         let at = |part: usize| (length as u128 * part as u128 / part_of as u128) as usize;
         let share = at(part)..at(part + 1);
-        self.slot.fill(part, |observer| match self.values {
-            Values::F32(x) => observer.observe(&x[share]),
-            Values::F16(x) => converted(observer, &x[share], |v| v.to_f32()),
-            Values::F64(x) => converted(observer, &x[share], |v| v as f32),
+        let counted = self.slot.fill(part, |seen| match self.values {
+            Values::F32(x) => seen.observe(self.shape, share.start, &x[share]),
+            Values::F16(x) => self.converted(seen, share.start, &x[share], |v| v.to_f32()),
+            Values::F64(x) => self.converted(seen, share.start, &x[share], |v| v as f32),
         });
-    }
-}
-
-fn converted<T: Copy>(observer: &mut Observer, x: &[T], convert: impl Fn(T) -> f32) {
-    let mut buffer = [0.0; BUFFER];
-    for chunk in x.chunks(BUFFER) {
-        for (to, &from) in buffer.iter_mut().zip(chunk) {
-            *to = convert(from);
+        if let Err(error) = counted {
+            *locked(&self.failure) = Some(error.to_string());
         }
-        observer.observe(&buffer[..chunk.len()]);
+    }
+
+    fn converted<T: Copy>(
+        &self,
+        seen: &mut Seen,
+        start: usize,
+        x: &[T],
+        convert: impl Fn(T) -> f32,
+    ) -> crate::Result<()> {
+        let mut buffer = [0.0; BUFFER];
+        for (number, chunk) in x.chunks(BUFFER).enumerate() {
+            for (to, &from) in buffer.iter_mut().zip(chunk) {
+                *to = convert(from);
+            }
+            seen.observe(self.shape, start + number * BUFFER, &buffer[..chunk.len()])?;
+        }
+        Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! `Calibration`: filling observers from arrays, and asking them.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use numpy::{PyReadonlyArrayDyn, PyUntypedArrayMethods};
@@ -10,7 +11,7 @@ use pyo3::types::PyBytes;
 use super::model::PyModel;
 use crate::calibration::{Activation, Calibration};
 use crate::model::write_atomically;
-use crate::observation::Observers;
+use crate::observation::{Observers, Wanted};
 use crate::qparams::{Range, Scheme};
 use crate::ranges::{Method, range};
 
@@ -21,43 +22,75 @@ pub(super) struct PyCalibration(pub Calibration);
 
 #[pymethods]
 impl PyCalibration {
+    /// Nothing seen yet, of a model if one is given.
     #[new]
-    fn new() -> Self {
-        Self(Calibration::default())
+    #[pyo3(signature = (model=None))]
+    fn new(py: Python<'_>, model: Option<PyRef<'_, PyModel>>) -> Self {
+        let Some(model) = model else { return Self(Calibration::default()) };
+        let model = &model.0;
+        Self(py.detach(|| Calibration::of(model)))
     }
 
-    /// Counts one inference: the values of each named tensor. On several threads if `parallel`.
-    #[pyo3(signature = (names, arrays, parallel=true))]
+    /// Counts one inference: the values of each named tensor, and of each of its channels along the axis in `channels`.
+    /// On several threads if `parallel`.
+    #[pyo3(signature = (names, arrays, parallel=true, channels=HashMap::new()))]
     fn observe(
         &mut self,
         py: Python<'_>,
         names: Vec<String>,
         arrays: Vec<PyReadonlyArrayDyn<'_, f32>>,
         parallel: bool,
+        channels: HashMap<String, i64>,
     ) -> PyResult<()> {
         let slices: Vec<&[f32]> = arrays
             .iter()
             .map(|array| array.as_slice().map_err(|_| PyValueError::new_err("arrays must be contiguous")))
             .collect::<PyResult<_>>()?;
-        let ranks = arrays.iter().map(|array| array.ndim());
-        let parts = names.iter().zip(ranks).zip(slices);
-        let activations: Vec<_> =
-            parts.map(|((name, rank), values)| Activation { name, rank, values }).collect();
-        py.detach(|| self.0.observe_run(&activations, parallel));
-        Ok(())
+        let shapes = arrays.iter().map(|array| array.shape());
+        let parts = names.iter().zip(shapes).zip(slices);
+        let activations: Vec<_> = parts
+            .map(|((name, shape), values)| {
+                let channels = channels.get(name).copied();
+                Activation { name, shape, values, channels }
+            })
+            .collect();
+        Ok(py.detach(|| self.0.observe_run(&activations, parallel))?)
     }
 
     /// Takes over what observers in the graph saw in so many inferences.
-    fn collect(&mut self, py: Python<'_>, observers: PyRef<'_, PyObservers>, runs: u64) {
+    fn collect(&mut self, py: Python<'_>, observers: PyRef<'_, PyObservers>, runs: u64) -> PyResult<()> {
         let observers = &observers.0;
-        py.detach(|| observers.drain_into(&mut self.0, runs));
+        Ok(py.detach(|| observers.drain_into(&mut self.0, runs))?)
+    }
+
+    /// Adds what another saw.
+    fn add(&mut self, py: Python<'_>, other: PyRef<'_, Self>) -> PyResult<()> {
+        let other = &other.0;
+        Ok(py.detach(|| self.0.merge(other))?)
+    }
+
+    /// Adds to the number of inferences.
+    fn add_runs(&mut self, runs: u64) {
+        self.0.add_runs(runs);
     }
 
     /// What both saw together.
-    fn merged(&self, other: PyRef<'_, Self>) -> Self {
+    fn merged(&self, other: PyRef<'_, Self>) -> PyResult<Self> {
         let mut both = self.clone();
-        both.0.merge(&other.0);
-        both
+        both.0.merge(&other.0)?;
+        Ok(both)
+    }
+
+    /// Fails when this was made from another model, saying what differs.
+    fn check_model(&self, py: Python<'_>, model: PyRef<'_, PyModel>) -> PyResult<()> {
+        let model = &model.0;
+        Ok(py.detach(|| self.0.check_model(model))?)
+    }
+
+    /// Axis, smallest and largest value of each channel of a tensor; `None` if they were not asked for.
+    fn channels(&self, tensor: &str) -> Option<(i64, Vec<f32>, Vec<f32>)> {
+        let channels = self.0.channels(tensor)?;
+        Some((channels.axis(), channels.min().to_vec(), channels.max().to_vec()))
     }
 
     #[getter]
@@ -114,15 +147,24 @@ pub(super) struct PyObservers(Observers);
 
 #[pymethods]
 impl PyObservers {
-    /// Counters for these values, each filled by up to `threads` threads at once.
+    /// Counters for these values, each filled by up to `threads` threads at once; for those in `channels`, of each
+    /// channel along that axis too.
     #[new]
-    fn new(names: Vec<String>, threads: usize) -> Self {
-        Self(Observers::new(names, threads))
+    #[pyo3(signature = (names, threads, channels=HashMap::new()))]
+    fn new(names: Vec<String>, threads: usize, channels: HashMap<String, i64>) -> Self {
+        let wanted = |name: String| Wanted { channels: channels.get(&name).copied(), name };
+        Self(Observers::new(names.into_iter().map(wanted), threads))
     }
 
     /// The model with a node beside each value that counts it.
     fn inserted(&self, model: PyRef<'_, PyModel>) -> PyResult<PyModel> {
         Ok(PyModel(self.0.inserted(&model.0)?))
+    }
+
+    /// What ONNX Runtime made of that model by its optimizations, with nodes at values in blocked layout; `None` if it has
+    /// none of these.
+    fn moved(&self, model: PyRef<'_, PyModel>) -> PyResult<Option<PyModel>> {
+        Ok(self.0.moved(&model.0)?.map(PyModel))
     }
 }
 
