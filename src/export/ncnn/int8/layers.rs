@@ -50,7 +50,6 @@ pub(super) fn quantized(net: &mut Net, layer: Layer, plan: &Plan) -> Result<Made
     match layer.kind.as_str() {
         "LSTM" | "GRU" | "RNN" => recurrent(layer),
         "Embed" => embed(layer),
-        "MultiHeadAttention" => attention(layer),
         "ConvolutionDepthWise" if groups_apart(&layer) > 1 => {
             let groups = groups_apart(&layer);
             let (before, convolutions, behind) = apart(net, layer, groups);
@@ -115,20 +114,4 @@ fn embed(mut layer: Layer) -> Result<Made> {
     layer.weights.push(Weight::Raw(table.scales));
     layer.params.insert(18, Param::Int(2));
     Ok(Made { layers: vec![layer], sqnr_db: decibels(table.powers) })
-}
-
-/// Query, key and value have a scale for each row, the output one.
-fn attention(mut layer: Layer) -> Result<Made> {
-    let rows = layer.get(0, 1) as usize;
-    let mut total = (0.0, 0.0);
-    let mut scales = Vec::new();
-    for (index, count) in [(0, rows), (2, rows), (4, rows), (6, 1)] {
-        let quantized = Rows::of(&layer, index, count)?;
-        total = (total.0 + quantized.powers.0, total.1 + quantized.powers.1);
-        layer.weights[index] = Weight::Int8(quantized.integers);
-        scales.push(Weight::Raw(quantized.scales));
-    }
-    layer.weights.extend(scales);
-    layer.params.insert(18, Param::Int(2));
-    Ok(Made { layers: vec![layer], sqnr_db: decibels(total) })
 }

@@ -59,7 +59,6 @@ const KERNELS: &[(&str, Kernel)] = &[
     ("InnerProduct", Kernel::Static),
     ("LSTM", Kernel::Dynamic),
     ("MatMul", Kernel::Float),
-    ("MultiHeadAttention", Kernel::Dynamic),
     ("RNN", Kernel::Dynamic),
 ];
 

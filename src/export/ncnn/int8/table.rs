@@ -51,7 +51,6 @@ fn weight_scales(layer: &Layer) -> Vec<&[f32]> {
     match layer.kind.as_str() {
         "Embed" if layer.get(18, 0) != 0 => vec![raw(layer, 1)],
         "LSTM" | "GRU" | "RNN" if layer.get(8, 0) != 0 => vec![raw(layer, 3), raw(layer, 4)],
-        "MultiHeadAttention" if layer.get(18, 0) != 0 => (8..12).map(|at| raw(layer, at)).collect(),
         _ => first_scale(layer).map_or(Vec::new(), |at| vec![raw(layer, at)]),
     }
 }
