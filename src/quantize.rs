@@ -98,11 +98,6 @@ pub fn quantize_static(
     if let Some(reason) = too_old(model) {
         return Ok(left_float(model, &reason));
     }
-    // Kernels for int8 activations add in 32 bits everywhere.
-    let weights = WeightGrid {
-        pairs: options.weights.pairs && options.scheme == Scheme::Asymmetric,
-        ..options.weights
-    };
     let graph = Graph::new(model.graph());
     let sites = Sites::find(&graph);
     let suggested = scales::suggested(&sites, calibration, options.method, options.scheme);
@@ -110,7 +105,7 @@ pub fn quantize_static(
 
     let forced = forced_float(&graph, &sites, calibration, options);
     let candidates: Vec<bool> = (0..sites.all.len()).map(|i| !forced.contains_key(&i)).collect();
-    let noise = noise::estimate(&graph, &sites, &parameters(&candidates), calibration, weights)?;
+    let noise = noise::estimate(&graph, &sites, &parameters(&candidates), calibration, options.weights)?;
     let limits = plan::Limits {
         candidates: &candidates,
         noise_price: options.noise_price,
@@ -125,7 +120,7 @@ pub fn quantize_static(
         int8: &best.int8,
         activations: &activations,
         scheme: options.scheme,
-        weights,
+        weights: options.weights,
         corrections: inputs.map(|inputs| (inputs, options.corrections)),
         calibration,
         static_shapes: graph.has_static_inputs(),

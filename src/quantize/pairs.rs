@@ -5,6 +5,9 @@
 //! |q₂ⱼ + q₂ⱼ₊₁| ≤ 128, so the scale of a channel has to be at least |w₂ⱼ + w₂ⱼ₊₁| / 127: rounding adds 1 at the most.
 //! (Weights of opposite signs take from each other; each of them is within 127 anyway.)
 //!
+//! On x86 ONNX Runtime turns int8 activations between QuantizeLinear and DequantizeLinear into uint8 with the zero point 128, so
+//! the symmetric scheme needs that room as well.
+//!
 //! A sum runs over the rows of a matrix; of a convolution, over the positions of its window and, innermost, the channels.
 //! Depthwise convolutions have a kernel that adds in 32 bits. Which weights are neighbours, and that nothing else
 //! saturates, was found by giving ONNX Runtime 1.32 one pair of large weights at a time on such a processor.
