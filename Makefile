@@ -19,6 +19,7 @@ MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/maturin
 WITH_PYTHON := PYO3_PYTHON="$(abspath $(PY))"
 
 .PHONY: help demo develop test test-rust test-python test-tensorrt check format lint lint-rust lint-python docs bench bench-fold bench-peers bench-targets zoo ncnn \
+	exhaustive test-aarch64 sanitize \
 	release wheel sdist clean
 
 help: ## list the targets
@@ -42,6 +43,23 @@ test-python: $(INSTALLED) $(TOOLS)
 test-tensorrt: $(INSTALLED) $(TOOLS) ## have NVIDIA's parser and builder check what is written for TensorRT (proprietary, 90 MB, no GPU)
 	$(PY) -m pip install --quiet -r requirements-tensorrt.txt
 	$(PY) -m pytest tests/test_tensorrt_parser.py
+
+exhaustive: $(INSTALLED) $(TOOLS) ## compare the kernels with their definition and ONNX Runtime on all 2^32 floats (minutes)
+	cargo test --locked --release --lib kernels -- --ignored
+	$(PY) tests/exhaustive.py
+
+# Debian: apt install gcc-aarch64-linux-gnu qemu-user rustc-web, and libstd-rust-web-dev:arm64 after
+# dpkg --add-architecture arm64. With rustup: rustup target add aarch64-unknown-linux-gnu, and AARCH64_RUSTC=rustc.
+AARCH64_RUSTC ?= /usr/bin/rustc
+test-aarch64: ## run the Rust tests of the kernels for NEON, under qemu-user
+	RUSTC=$(AARCH64_RUSTC) \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" \
+	cargo test --locked --lib --target aarch64-unknown-linux-gnu --target-dir target/aarch64 kernels
+
+sanitize: ## run the Rust tests of the kernels under AddressSanitizer
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address \
+	cargo test --locked --lib --target x86_64-unknown-linux-gnu --target-dir target/sanitize kernels
 
 check: lint docs test ## what CI runs: format, lint, types, documentation, every test
 

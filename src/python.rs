@@ -61,5 +61,10 @@ fn _rustq(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(kernels::dequantize, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::fake_quantize, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::min_max, module)?)?;
+    module.add_function(wrap_pyfunction!(kernels::histogram, module)?)?;
+    module.add_function(wrap_pyfunction!(kernels::quantization_error, module)?)?;
+    module.add_function(wrap_pyfunction!(kernels::absmax_quantize, module)?)?;
+    module.add_function(wrap_pyfunction!(kernels::pack_int4, module)?)?;
+    module.add_function(wrap_pyfunction!(kernels::unpack_int4, module)?)?;
     Ok(())
 }

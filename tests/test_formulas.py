@@ -224,7 +224,7 @@ X = np.ones((2, 3), np.float32)
         ({"zero_point": -129}, "zero_point"),
         ({"zero_point": 0.5}, "zero_point"),
         ({"zero_point": [1, 2]}, "shape"),
-        ({"dtype": "int4"}, "int4"),
+        ({"dtype": "int2"}, "int2"),
         ({"dtype": "int32"}, "int8, uint8"),
         ({"dtype": "uint8", "zero_point": -1}, r"0\.\.\.255"),
     ],

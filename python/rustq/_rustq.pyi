@@ -17,23 +17,30 @@ __all__ = [
     "Model",
     "Observers",
     "__version__",
+    "absmax_quantize",
     "dequantize",
     "fake_quantize",
+    "histogram",
     "lint_tensorrt",
     "min_max",
     "ncnn_export",
     "ncnn_read",
     "ncnn_unsupported",
+    "pack_int4",
+    "quantization_error",
     "quantize",
     "quantize_ascend",
     "quantize_dynamic",
     "quantize_static",
     "quantize_tensorrt",
+    "unpack_int4",
     "write_together",
 ]
 
 _Float32 = NDArray[np.float32]
 _Int = NDArray[np.int8] | NDArray[np.uint8] | NDArray[np.int16] | NDArray[np.uint16]
+_Reals = tuple[str, NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]]
+_Params = tuple[NDArray[np.float32], NDArray[np.int32], tuple[int, int], tuple[int, int, int]]
 _Value = tuple[str, int, list[int | str | None] | None]
 _Outcome = tuple[Model, list[dict[str, Any]], list[str]]
 
@@ -193,18 +200,12 @@ def ncnn_unsupported(model: Model) -> list[tuple[str, str, str, str]]: ...
 def ncnn_read(
     param: str, bin: bytes | None
 ) -> list[tuple[str, str, list[str], list[str], bool, int | None]]: ...
-def quantize(
-    x: _Float32, scale: list[float], zero_point: list[int], axis: int | None, dtype: str
-) -> _Int: ...
-def dequantize(
-    q: _Int, scale: list[float], zero_point: list[int], axis: int | None
-) -> _Float32: ...
-def fake_quantize(
-    x: _Float32,
-    scale: list[float],
-    zero_point: list[int],
-    axis: int | None,
-    qmin: int,
-    qmax: int,
-) -> _Float32: ...
-def min_max(x: _Float32) -> tuple[float, float] | None: ...
+def quantize(x: _Reals, p: _Params, out: _Int) -> None: ...
+def dequantize(q: _Int, p: _Params, out: _Reals) -> None: ...
+def fake_quantize(x: _Reals, p: _Params, out: _Float32) -> None: ...
+def quantization_error(x: _Reals, p: _Params) -> float: ...
+def min_max(x: _Reals) -> tuple[float, float] | None: ...
+def histogram(x: _Reals, out: NDArray[np.uint64]) -> None: ...
+def absmax_quantize(x: _Reals, channels: int, inner: int, out: _Int) -> list[float]: ...
+def pack_int4(x: _Int, out: _Int) -> None: ...
+def unpack_int4(packed: _Int, signed: bool, out: _Int) -> None: ...

@@ -3,10 +3,16 @@
 `quantize` computes `saturate(round_half_even(x / scale) + zero_point)` and `dequantize`
 `(q - zero_point) * scale`, as QuantizeLinear and DequantizeLinear do (ONNX operator set 21).
 Infinities saturate; NaN becomes the smallest integer, as in ONNX Runtime.
+
+Arrays may have any layout: C-contiguous ones are read where they are, others copied first.
+Real arrays are float32, float16 or bfloat16 (of `ml_dtypes`), read as they are, or of another real
+type, converted to float32. All arithmetic is in float32. Large arrays are worked on by several
+threads, and other Python threads go on meanwhile.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,10 +20,29 @@ from numpy.typing import ArrayLike
 
 from rustq import _rustq
 
-__all__ = ["dequantize", "fake_quantize", "min_max", "quantize"]
+__all__ = [
+    "absmax_quantize",
+    "dequantize",
+    "fake_quantize",
+    "histogram",
+    "min_max",
+    "pack_int4",
+    "quantization_error",
+    "quantize",
+    "unpack_int4",
+]
 
 Array = np.ndarray[Any, Any]
-_LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
+_LIMITS = {
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int16": (-32768, 32767),
+    "uint16": (0, 65535),
+    "int4": (-8, 7),
+    "uint4": (0, 15),
+}
+_STORED = {"int4": "int8", "uint4": "uint8"}
+_HALVES = ("float16", "bfloat16")
 
 
 def quantize(
@@ -26,48 +51,72 @@ def quantize(
     zero_point: ArrayLike = 0,
     *,
     axis: int | None = None,
+    block_size: int = 0,
     dtype: str = "int8",
+    out: Array | None = None,
 ) -> Array:
     """Integers for real values.
 
     Args:
-        x: real values of any shape, taken as float32.
-        scale: a positive number, or with `axis` one for each channel.
+        x: real values of any shape.
+        scale: a positive number, or with `axis` one for each channel, or with `block_size` an array
+            in the shape of `x` but for `ceil(n / block_size)` in place of the axis' length `n`.
         zero_point: the integer that means 0, or one for each scale.
         axis: the channel axis; `None` for one scale.
-        dtype: `"int8"`, `"uint8"`, `"int16"` or `"uint16"`.
+        block_size: how many neighbours along `axis` share a scale; 0 for all.
+        dtype: `"int8"`, `"uint8"`, `"int16"`, `"uint16"`, `"int4"` or `"uint4"`. Integers of four
+            bits are returned one in a byte, as int8 or uint8; see `pack_int4`.
+        out: where to write the result: a C-contiguous array of its shape and type that shares no
+            memory with `x`. A new array if it is `None`.
 
     Returns:
         An array of `dtype`, in the shape of `x`.
 
     Raises:
         ValueError: an unknown dtype, a scale that is not positive and finite, a zero point outside
-            the dtype, or a number of scales that does not fit the axis.
+            the dtype, a number of scales that does not fit the axis, or an unfit `out`.
     """
-    dtype = _known(dtype)
-    values = _contiguous(x, np.float32)
-    scales, zeros = _parameters(scale, zero_point, dtype)
-    return _array(_rustq.quantize(values, scales, zeros, _axis(axis, values), dtype))
+    name = _known(dtype)
+    values = _reals(x)
+    params = _parameters(scale, zero_point, name, values.shape, axis, block_size)
+    result = _result(out, values, _STORED.get(name, name))
+    _rustq.quantize(_bits(values), params, result)
+    return result
 
 
 def dequantize(
-    q: ArrayLike, scale: ArrayLike, zero_point: ArrayLike = 0, *, axis: int | None = None
+    q: ArrayLike,
+    scale: ArrayLike,
+    zero_point: ArrayLike = 0,
+    *,
+    axis: int | None = None,
+    block_size: int = 0,
+    dtype: str = "float32",
+    out: Array | None = None,
 ) -> Array:
-    """Real values, float32, that integers stand for.
+    """Real values that integers stand for.
 
     Args:
-        q: int8, uint8, int16 or uint16 of any shape.
+        q: int8, uint8, int16 or uint16 of any shape, or int4 or uint4 of `ml_dtypes`.
         scale: see `quantize`.
         zero_point: see `quantize`.
         axis: see `quantize`.
+        block_size: see `quantize`.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`, to which the product is rounded.
+        out: see `quantize`.
 
     Raises:
         ValueError: see `quantize`.
     """
     array = np.asarray(q)
-    values = _contiguous(array, np.dtype(_known(array.dtype.name)))
-    scales, zeros = _parameters(scale, zero_point, array.dtype.name)
-    return _array(_rustq.dequantize(values, scales, zeros, _axis(axis, values)))
+    name = _known(array.dtype.name)
+    values = _contiguous(array, np.dtype(_STORED.get(name, name)))
+    params = _parameters(scale, zero_point, name, values.shape, axis, block_size)
+    if dtype not in ("float32", *_HALVES):
+        raise ValueError(f"unknown dtype {dtype!r}: choose one of float32, float16, bfloat16")
+    result = _result(out, values, dtype)
+    _rustq.dequantize(values, params, _bits(result))
+    return result
 
 
 def fake_quantize(
@@ -76,16 +125,58 @@ def fake_quantize(
     zero_point: ArrayLike = 0,
     *,
     axis: int | None = None,
+    block_size: int = 0,
     dtype: str = "int8",
+    out: Array | None = None,
 ) -> Array:
     """`dequantize(quantize(x))` in one pass: the nearest float32 values on the integer grid.
 
-    Arguments and errors are those of `quantize`.
+    Arguments and errors are those of `quantize`; the result is float32.
     """
-    dtype = _known(dtype)
-    values = _contiguous(x, np.float32)
-    scales, zeros = _parameters(scale, zero_point, dtype)
-    return _array(_rustq.fake_quantize(values, scales, zeros, _axis(axis, values), *_LIMITS[dtype]))
+    name = _known(dtype)
+    values = _reals(x)
+    params = _parameters(scale, zero_point, name, values.shape, axis, block_size)
+    result = _result(out, values, "float32")
+    _rustq.fake_quantize(_bits(values), params, result)
+    return result
+
+
+def quantization_error(
+    x: ArrayLike,
+    scale: ArrayLike,
+    zero_point: ArrayLike = 0,
+    *,
+    axis: int | None = None,
+    block_size: int = 0,
+    dtype: str = "int8",
+) -> float:
+    """Sum of `(fake_quantize(x) - x) ** 2`, in float64; the same however many threads add it up.
+
+    Arguments and errors are those of `quantize`. Not finite if `x` is not.
+    """
+    name = _known(dtype)
+    values = _reals(x)
+    params = _parameters(scale, zero_point, name, values.shape, axis, block_size)
+    return _rustq.quantization_error(_bits(values), params)
+
+
+def absmax_quantize(x: ArrayLike, axis: int | None = None) -> tuple[Array, Array]:
+    """Symmetric int8 integers, -127...127, that use the whole range of each channel.
+
+    Args:
+        x: finite real values of any shape.
+        axis: the channel axis; `None` for one scale.
+
+    Returns:
+        The integers, in the shape of `x`, and float32 scales: `max(abs(x)) / 127` of each channel,
+        1 for a channel of zeros; never subnormal. A vector, or with no axis a number.
+    """
+    values = _reals(x)
+    length, _, inner = _place(values.shape, axis, 0)
+    result = _result(None, values, "int8")
+    channels, inner = (length, inner) if axis is not None else (1, values.size)
+    scale = _rustq.absmax_quantize(_bits(values), channels, inner, result)
+    return result, np.array(scale if axis is not None else scale[0], np.float32)
 
 
 def min_max(x: ArrayLike) -> tuple[float, float]:
@@ -94,14 +185,89 @@ def min_max(x: ArrayLike) -> tuple[float, float]:
     Raises:
         ValueError: the array is empty, or holds nothing but NaN.
     """
-    found = _rustq.min_max(_contiguous(x, np.float32))
+    found = _rustq.min_max(_bits(_reals(x)))
     if found is None:
         raise ValueError("min_max of an array without numbers")
     return found
 
 
+def histogram(x: ArrayLike) -> tuple[Array, Array]:
+    """Counts of values in bins that need no range in advance.
+
+    A bin holds the float32 values of one sign, exponent and first seven bits of the mantissa, so
+    that it is at most 1/128 of its values wide, and includes its edge that is nearer to 0. Values
+    below 2**-126 in magnitude share the bin around 0. Infinities and NaNs are not counted.
+
+    Returns:
+        As `numpy.histogram`: counts, uint64, of the bins from the first to the last that is not
+        empty, and one edge more, float32, ascending. The last edge of all is infinite.
+
+    Raises:
+        ValueError: the array holds no finite number.
+    """
+    table = np.zeros(1 << 16, np.uint64)
+    _rustq.histogram(_bits(_reals(x)), table)
+    normal, infinite, sign = 0x0080, 0x7F80, 0x8000
+    edges = (np.arange(normal, infinite + 1, dtype=np.uint32) << 16).view(np.float32)
+    edges = np.concatenate([-edges[::-1], edges])
+    below, above = table[sign + normal : sign + infinite], table[normal:infinite]
+    counts = np.concatenate([below[::-1], table[:1], above])
+    filled = np.flatnonzero(counts)
+    if not filled.size:
+        raise ValueError("histogram of an array without finite numbers")
+    first, last = int(filled[0]), int(filled[-1])
+    return counts[first : last + 1], edges[first : last + 2]
+
+
+def pack_int4(q: ArrayLike) -> Array:
+    """Bytes that hold two integers of four bits each, the first in the low half, as in ONNX.
+
+    Args:
+        q: int8 in -8...7 or uint8 in 0...15 of any shape, in C order. A missing last one is 0.
+
+    Returns:
+        A vector of `ceil(q.size / 2)` uint8.
+
+    Raises:
+        ValueError: another dtype, or integers that do not fit.
+    """
+    array = np.asarray(q)
+    name = {"int8": "int4", "uint8": "uint4"}.get(array.dtype.name, array.dtype.name)
+    if name not in _STORED:
+        raise ValueError(f"pack_int4 takes int8 or uint8, not {array.dtype.name}")
+    values = _contiguous(array, np.dtype(_STORED[name]))
+    lowest, highest = _LIMITS[name]
+    if values.size and (values.min() < lowest or values.max() > highest):
+        raise ValueError(f"{name} holds {lowest}...{highest}")
+    packed = np.empty((values.size + 1) // 2, np.uint8)
+    _rustq.pack_int4(values.view(np.uint8), packed)
+    return packed
+
+
+def unpack_int4(packed: ArrayLike, shape: int | tuple[int, ...], dtype: str = "int4") -> Array:
+    """The integers that `pack_int4` packed, one in a byte.
+
+    Args:
+        packed: uint8 of any shape, in C order.
+        shape: the shape of the result, with `2 * packed.size` elements or one less.
+        dtype: `"int4"` for int8 in -8...7, `"uint4"` for uint8 in 0...15.
+
+    Raises:
+        ValueError: an unknown dtype, or a shape that does not fit.
+    """
+    values = np.asarray(packed)
+    if dtype not in _STORED or values.dtype != np.uint8:
+        raise ValueError("unpack_int4 takes uint8 and makes int4 or uint4")
+    size = math.prod(shape) if isinstance(shape, tuple) else shape
+    if (size + 1) // 2 != values.size:
+        raise ValueError(f"{values.size} bytes do not hold the integers of shape {shape}")
+    out = np.empty(shape, _STORED[dtype])
+    _rustq.unpack_int4(_contiguous(values, np.uint8), dtype == "int4", out.view(np.uint8))
+    return out
+
+
 def _known(dtype: str) -> str:
-    name = np.dtype(dtype).name
+    name = dtype if dtype in _LIMITS else np.dtype(dtype).name
     if name not in _LIMITS:
         raise ValueError(f"unknown dtype {name!r}: choose one of {', '.join(_LIMITS)}")
     return name
@@ -112,24 +278,71 @@ def _contiguous(x: ArrayLike, dtype: Any) -> Array:
     return np.require(x, dtype=dtype, requirements=("C", "A"))
 
 
-def _array(values: Any) -> Array:
-    return np.asarray(values)
+def _reals(x: ArrayLike) -> Array:
+    array = np.asarray(x)
+    if array.dtype.kind in "cOSUmM":
+        raise ValueError(f"expected an array of real numbers, found {array.dtype.name}")
+    half = array.dtype.name in _HALVES
+    return _contiguous(array, array.dtype.newbyteorder("=") if half else np.float32)
 
 
-def _axis(axis: int | None, values: Array) -> int | None:
-    if axis is not None and not -values.ndim <= axis < values.ndim:
-        raise ValueError(f"axis {axis} is outside of an array with {values.ndim} dimensions")
-    return None if axis is None else axis % values.ndim
+def _bits(values: Array) -> tuple[str, Array]:
+    """The name of a float type, and the array as the native module takes it."""
+    name = values.dtype.name
+    return name, values.view(np.uint16) if name in _HALVES else values
+
+
+def _result(out: Array | None, source: Array, dtype: str) -> Array:
+    if dtype == "bfloat16":
+        import ml_dtypes  # noqa: F401, makes numpy know the name
+
+    if out is None:
+        return np.empty(source.shape, dtype)
+    fits = out.shape == source.shape and out.dtype == np.dtype(dtype)
+    if not (fits and out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+        raise ValueError(
+            f"out must be a writable C-contiguous array of {dtype} in the shape {source.shape}"
+        )
+    if np.may_share_memory(out, source):
+        raise ValueError("out must not share memory with the input")
+    return out
+
+
+def _place(shape: tuple[int, ...], axis: int | None, block_size: int) -> tuple[int, int, int]:
+    """Length of the axis, block size, product of the axes behind it; length 0 for no axis."""
+    if axis is None:
+        if block_size:
+            raise ValueError("block_size needs an axis")
+        return 0, 0, 1
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"axis {axis} is outside of an array with {len(shape)} dimensions")
+    if block_size < 0:
+        raise ValueError(f"block_size must be positive, or 0 for none, not {block_size}")
+    axis %= len(shape)
+    return shape[axis], block_size, math.prod(shape[axis + 1 :])
 
 
 def _parameters(
-    scale: ArrayLike, zero_point: ArrayLike, dtype: str
-) -> tuple[list[float], list[int]]:
-    scales = np.atleast_1d(np.asarray(scale, np.float32))
+    scale: ArrayLike,
+    zero_point: ArrayLike,
+    dtype: str,
+    shape: tuple[int, ...],
+    axis: int | None,
+    block_size: int,
+) -> tuple[Array, Array, tuple[int, int], tuple[int, int, int]]:
+    place = _place(shape, axis, block_size)
+    scales = np.atleast_1d(_contiguous(scale, np.float32))
     zeros = np.broadcast_to(np.asarray(zero_point), scales.shape)
-    if scales.ndim != 1 or not (np.isfinite(scales) & (scales > 0)).all():
+    if (scales.ndim != 1 and not block_size) or not (np.isfinite(scales) & (scales > 0)).all():
         raise ValueError("scale must be positive and finite: a number, or a vector with an axis")
-    lowest, highest = _LIMITS[dtype]
-    if zeros.dtype.kind not in "iu" or ((zeros < lowest) | (zeros > highest)).any():
-        raise ValueError(f"zero_point must be integers in {lowest}...{highest} for {dtype}")
-    return scales.tolist(), zeros.astype(np.int64).tolist()
+    if axis is not None and block_size:
+        blocks = list(shape)
+        blocks[axis] = -(-blocks[axis] // block_size)
+        if scales.shape != tuple(blocks):
+            raise ValueError(f"expected scales in the shape {tuple(blocks)}, found {scales.shape}")
+    elif scales.size != (channels := 1 if axis is None else place[0]):
+        raise ValueError(f"expected {channels} scales, found {scales.size}")
+    limits = _LIMITS[dtype]
+    if zeros.dtype.kind not in "iu" or ((zeros < limits[0]) | (zeros > limits[1])).any():
+        raise ValueError(f"zero_point must be integers in {limits[0]}...{limits[1]} for {dtype}")
+    return scales.ravel(), zeros.astype(np.int32).ravel(), limits, place

@@ -4,12 +4,22 @@
 //! the baseline and once for AVX2, and chosen at run time. Rust never contracts `a * b + c`, and every reduction
 //! adds its lanes in one fixed order, so the clones agree **bit for bit** and results do not depend on the machine.
 
+pub mod int4;
 mod lanes;
+mod layout;
 mod portable;
+mod real;
+mod stream;
 #[cfg(test)]
 mod tests;
 
 use multiversion::multiversion;
+use portable::{Each, Steps, Uniform};
+use rayon::prelude::*;
+
+pub use layout::Along;
+use layout::{BLOCK, Run, SHARE};
+pub use real::Real;
 
 /// Number of bins of the range-free histogram: one for each value of the top 16 bits of an `f32`.
 pub const BINS: usize = 1 << 16;
@@ -61,7 +71,6 @@ pub fn quantize<T: QuantInt>(x: &[f32], scale: f32, zero_point: i32, out: &mut [
 ///
 /// # Panics
 /// If the slices differ in length.
-#[multiversion(targets("x86_64+avx2"))]
 pub fn quantize_clamped<T: QuantInt>(
     x: &[f32],
     scale: f32,
@@ -70,31 +79,48 @@ pub fn quantize_clamped<T: QuantInt>(
     qmax: i32,
     out: &mut [T],
 ) {
-    portable::quantize_clamped(x, scale, zero_point, qmin, qmax, out);
+    quantize_steps(x, Uniform::new(scale, zero_point, qmin, qmax), out);
 }
 
 /// ONNX `DequantizeLinear`: `(q − zero_point) × scale`.
 ///
 /// # Panics
 /// If the slices differ in length.
-#[multiversion(targets("x86_64+avx2"))]
 pub fn dequantize<T: QuantInt>(q: &[T], scale: f32, zero_point: i32, out: &mut [f32]) {
-    portable::dequantize(q, scale, zero_point, out);
+    dequantize_steps(q, Uniform::new(scale, zero_point, T::MIN, T::MAX), out);
 }
 
 /// [`quantize_clamped`] and then [`dequantize`], bit for bit, without the integers in between.
 ///
 /// # Panics
 /// If the slices differ in length.
-#[multiversion(targets("x86_64+avx2"))]
 pub fn fake_quantize(x: &[f32], scale: f32, zero_point: i32, qmin: i32, qmax: i32, out: &mut [f32]) {
-    portable::fake_quantize(x, scale, zero_point, qmin, qmax, out);
+    fake_quantize_steps(x, Uniform::new(scale, zero_point, qmin, qmax), out);
 }
 
 /// Sum of `(fake_quantize(x) − x)²`, in f64; NaN or infinite if `x` holds a value that is not finite.
-#[multiversion(targets("x86_64+avx2"))]
 pub fn quantization_error(x: &[f32], scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> f64 {
-    portable::quantization_error(x, scale, zero_point, qmin, qmax)
+    quantization_error_steps(x, Uniform::new(scale, zero_point, qmin, qmax))
+}
+
+#[multiversion(targets("x86_64+avx2"))]
+fn quantize_steps<T: QuantInt, S: Steps>(x: &[f32], steps: S, out: &mut [T]) {
+    portable::quantize(x, steps, out);
+}
+
+#[multiversion(targets("x86_64+avx2"))]
+fn dequantize_steps<T: QuantInt, S: Steps>(q: &[T], steps: S, out: &mut [f32]) {
+    portable::dequantize(q, steps, out);
+}
+
+#[multiversion(targets("x86_64+avx2"))]
+fn fake_quantize_steps<S: Steps>(x: &[f32], steps: S, out: &mut [f32]) {
+    portable::fake_quantize(x, steps, out);
+}
+
+#[multiversion(targets("x86_64+avx2"))]
+fn quantization_error_steps<S: Steps>(x: &[f32], steps: S) -> f64 {
+    portable::quantization_error(x, steps)
 }
 
 /// Smallest and largest value, `None` if there is none.
@@ -109,6 +135,15 @@ pub fn min_max(x: &[f32]) -> Option<(f32, f32)> {
 #[multiversion(targets("x86_64+avx2"))]
 pub fn abs_max(x: &[f32]) -> f32 {
     portable::abs_max(x)
+}
+
+/// Raises each maximum to the magnitude of its element.
+///
+/// # Panics
+/// If the slices differ in length.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn raise_abs_max(maxima: &mut [f32], x: &[f32]) {
+    portable::raise_abs_max(maxima, x);
 }
 
 /// Smallest magnitude that is neither 0 nor NaN, infinite if there is none.
@@ -141,4 +176,171 @@ pub fn observe(x: &[f32], table: &mut BinTable) -> Option<(f32, f32)> {
     };
     portable::gather_zeros(table);
     found
+}
+
+/// The scales and zero points of a tensor, and the integers in use.
+#[derive(Debug, Clone, Copy)]
+pub struct Params<'a> {
+    /// As many as `along` tells.
+    pub scale: &'a [f32],
+    /// As many as scales.
+    pub zero_point: &'a [i32],
+    /// Smallest integer in use.
+    pub qmin: i32,
+    /// Largest integer in use.
+    pub qmax: i32,
+    /// How they lie along the tensor.
+    pub along: Along,
+}
+
+/// Runs `$kernel` with the parameters of a run.
+macro_rules! with_steps {
+    ($params:expr, $run:expr, $length:expr, |$steps:ident| $kernel:expr) => {{
+        let Params { scale, zero_point, qmin, qmax, .. } = $params;
+        match $run {
+            Run::One(i) => {
+                let $steps = Uniform::new(scale[i], zero_point[i], qmin, qmax);
+                $kernel
+            }
+            Run::Each(i) => {
+                let (scale, zero_point) = (&scale[i..i + $length], &zero_point[i..i + $length]);
+                let $steps = Each { scale, zero_point, qmin, qmax };
+                $kernel
+            }
+        }
+    }};
+}
+
+/// [`quantize_clamped`] of a whole tensor, by several threads if it is large.
+///
+/// # Panics
+/// If the slices differ in length.
+pub fn quantize_tensor<R: Real, T: QuantInt + Default>(x: &[R], params: Params<'_>, out: &mut [T]) {
+    layout::map(params.along, x, out, |x, run, out| {
+        let mut buffer = [0.0; BLOCK];
+        let x = R::widen(x, &mut buffer);
+        with_steps!(params, run, x.len(), |steps| quantize_steps(x, steps, out));
+    });
+}
+
+/// [`dequantize`] of a whole tensor, by several threads if it is large.
+///
+/// # Panics
+/// If the slices differ in length.
+pub fn dequantize_tensor<T: QuantInt, R: Real>(q: &[T], params: Params<'_>, out: &mut [R]) {
+    layout::map(params.along, q, out, |q, run, out| {
+        R::narrow(out, |out| with_steps!(params, run, q.len(), |steps| dequantize_steps(q, steps, out)));
+    });
+}
+
+/// [`fake_quantize`] of a whole tensor, by several threads if it is large.
+///
+/// # Panics
+/// If the slices differ in length.
+pub fn fake_quantize_tensor<R: Real>(x: &[R], params: Params<'_>, out: &mut [f32]) {
+    layout::map(params.along, x, out, |x, run, out| {
+        let mut buffer = [0.0; BLOCK];
+        let x = R::widen(x, &mut buffer);
+        with_steps!(params, run, x.len(), |steps| fake_quantize_steps(x, steps, out));
+    });
+}
+
+/// [`quantization_error`] of a whole tensor, by several threads if it is large; the same however many.
+pub fn quantization_error_tensor<R: Real>(x: &[R], params: Params<'_>) -> f64 {
+    layout::sum(params.along, x, |x, run| {
+        let mut buffer = [0.0; BLOCK];
+        let x = R::widen(x, &mut buffer);
+        with_steps!(params, run, x.len(), |steps| quantization_error_steps(x, steps))
+    })
+}
+
+/// [`min_max`] of a whole tensor, by several threads if it is large.
+pub fn min_max_tensor<R: Real>(x: &[R]) -> Option<(f32, f32)> {
+    let share = |x: &[R]| {
+        let blocks = x.chunks(BLOCK).map(|x| min_max(R::widen(x, &mut [0.0; BLOCK])));
+        blocks.fold(None, lanes::wider)
+    };
+    if x.len() < 2 * SHARE {
+        return share(x);
+    }
+    x.par_chunks(SHARE).map(share).reduce(|| None, lanes::wider)
+}
+
+/// [`count_bins`] of a whole tensor, by several threads if it is large.
+pub fn histogram_tensor<R: Real>(x: &[R]) -> Box<BinTable> {
+    /// Elements worth a table of half a mebibyte.
+    const MANY: usize = 1 << 20;
+    let empty = || -> Box<BinTable> { vec![0; BINS].try_into().expect("BINS counters") };
+    let share = |x: &[R]| {
+        let mut table = empty();
+        observe(&R::all_widened(x), &mut table);
+        table
+    };
+    let add = |mut a: Box<BinTable>, b: Box<BinTable>| {
+        a.iter_mut().zip(&*b).for_each(|(a, b)| *a += b);
+        a
+    };
+    if x.len() < 2 * MANY { share(x) } else { x.par_chunks(MANY).map(share).reduce(empty, add) }
+}
+
+/// Symmetric int8 codes, −127…127, and the scale `absmax / 127` of each channel (1 for a channel of zeros).
+///
+/// The array is `outer × channels × inner`. NaNs are skipped in the maximum.
+///
+/// # Panics
+/// If the slices do not have these lengths.
+pub fn absmax_quantize<R: Real>(x: &[R], channels: usize, inner: usize, out: &mut [i8]) -> Vec<f32> {
+    let scale_of = |max: f32| crate::qparams::QuantParams::per_channel(&[max], 0).scale[0];
+    let abs_max_of =
+        |x: &[R]| x.chunks(BLOCK).map(|x| abs_max(R::widen(x, &mut [0.0; BLOCK]))).fold(0.0, f32::max);
+    let quantize = |x: &[R], scale: f32, out: &mut [i8]| {
+        let mut buffer = [0.0; BLOCK];
+        for (x, out) in x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
+            quantize_clamped(R::widen(x, &mut buffer), scale, 0, -127, 127, out);
+        }
+    };
+    if channels * inner == 0 {
+        return vec![1.0; channels];
+    }
+    if x.len() == channels * inner && inner > 1 {
+        // While a channel is still in the cache.
+        let rows = x.par_chunks(inner).zip(out.par_chunks_mut(inner));
+        let rows = rows.with_min_len(SHARE.div_ceil(inner));
+        return rows
+            .map(|(x, out)| {
+                let scale = scale_of(abs_max_of(x));
+                quantize(x, scale, out);
+                scale
+            })
+            .collect();
+    }
+    let rows = SHARE.div_ceil(channels * inner) * channels * inner;
+    let maxima = x.par_chunks(rows).map(|x| {
+        let mut maxima = vec![0.0; channels];
+        let mut buffer = [0.0; BLOCK];
+        for x in x.chunks(channels * inner) {
+            if inner == 1 {
+                for (max, x) in maxima.chunks_mut(BLOCK).zip(x.chunks(BLOCK)) {
+                    raise_abs_max(max, R::widen(x, &mut buffer));
+                }
+            } else {
+                for (max, x) in maxima.iter_mut().zip(x.chunks(inner)) {
+                    *max = abs_max_of(x).max(*max);
+                }
+            }
+        }
+        maxima
+    });
+    let maxima = maxima.reduce(
+        || vec![0.0; channels],
+        |mut a, b| {
+            raise_abs_max(&mut a, &b);
+            a
+        },
+    );
+    let scale: Vec<f32> = maxima.into_iter().map(scale_of).collect();
+    let along = Along::Axis { channels, inner };
+    let params = Params { scale: &scale, zero_point: &vec![0; channels], qmin: -127, qmax: 127, along };
+    quantize_tensor(x, params, out);
+    scale
 }

@@ -22,6 +22,16 @@ fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
+/// Scales and zero points of the elements of a slice, as the loops want them.
+pub trait Steps: Copy {
+    /// Of the element at this place.
+    fn scale(self, at: usize) -> f32;
+    /// Of the element at this place.
+    fn zero_point(self, at: usize) -> i32;
+    /// `ROUNDER + round_half_even(clamp(x / scale))` of the elements from `at` on; NaN goes to the least.
+    fn nearest<const N: usize>(self, x: &[f32; N], at: usize) -> [f32; N];
+}
+
 /// The integers a value may round to, relative to the zero point, as floats.
 #[derive(Clone, Copy)]
 struct Limits {
@@ -37,63 +47,152 @@ impl Limits {
         Self { lo: lo as f32, hi: hi as f32 }
     }
 
-    /// `ROUNDER + round_half_even(clamp(v))`; NaN goes to `lo`. Clamping to integers first cannot change the result.
+    /// Clamping to integers before rounding cannot change the result. NaN goes to `lo`.
     #[inline(always)]
-    fn round(self, v: f32) -> f32 {
-        smaller(larger(v, self.lo), self.hi) + ROUNDER
+    fn clamp(self, v: f32) -> f32 {
+        smaller(larger(v, self.lo), self.hi)
     }
 }
 
-#[inline(always)]
-pub(super) fn quantize_clamped<T: QuantInt>(
-    x: &[f32],
+/// The same scale and zero point for a whole slice.
+///
+/// ONNX divides, and a division takes several times a multiplication. With `r` the reciprocal of the scale, `x·r` and
+/// `x / scale` as rounded to f32 differ by at most `1.5 · 2⁻²³ · |x / scale|`: half a unit in the last place each for the
+/// reciprocal, the product and the quotient. Up to 256 that is less than 2⁻¹⁴, so both round to the same integer unless
+/// `x·r` is that close to the middle between two. Then, one time in 8192, the elements nearby are divided.
+#[derive(Clone, Copy)]
+pub struct Uniform {
     scale: f32,
     zero_point: i32,
-    qmin: i32,
-    qmax: i32,
-    out: &mut [T],
-) {
-    assert_eq!(x.len(), out.len());
-    let limits = Limits::new(zero_point, qmin, qmax);
-    let base = ROUNDER.to_bits() as i32 - zero_point;
-    for (q, &v) in out.iter_mut().zip(x) {
-        *q = T::from_i32(limits.round(v / scale).to_bits() as i32 - base);
+    limits: Limits,
+    reciprocal: f32,
+    /// Largest distance from an integer that is beyond doubt; negative where none is.
+    certain: f32,
+}
+
+impl Uniform {
+    #[inline(always)]
+    pub(super) fn new(scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> Self {
+        let limits = Limits::new(zero_point, qmin, qmax);
+        let reciprocal = 1.0 / scale;
+        let exact_enough =
+            scale.is_normal() && reciprocal.is_normal() && limits.lo >= -255.0 && limits.hi <= 255.0;
+        let certain = if exact_enough { 0.5 - 1.0 / 16_384.0 } else { -1.0 };
+        Self { scale, zero_point, limits, reciprocal, certain }
+    }
+
+    #[inline(always)]
+    fn divided<const N: usize>(self, x: &[f32; N]) -> [f32; N] {
+        x.map(|v| self.limits.clamp(v / self.scale) + ROUNDER)
     }
 }
 
-#[inline(always)]
-pub(super) fn dequantize<T: QuantInt>(q: &[T], scale: f32, zero_point: i32, out: &mut [f32]) {
-    assert_eq!(q.len(), out.len());
-    for (v, &q) in out.iter_mut().zip(q) {
-        *v = (q.to_i32() - zero_point) as f32 * scale;
+impl Steps for Uniform {
+    #[inline(always)]
+    fn scale(self, _: usize) -> f32 {
+        self.scale
     }
-}
 
-#[inline(always)]
-pub(super) fn fake_quantize(x: &[f32], scale: f32, zero_point: i32, qmin: i32, qmax: i32, out: &mut [f32]) {
-    assert_eq!(x.len(), out.len());
-    let limits = Limits::new(zero_point, qmin, qmax);
-    for (y, &v) in out.iter_mut().zip(x) {
-        *y = (limits.round(v / scale) - ROUNDER) * scale;
+    #[inline(always)]
+    fn zero_point(self, _: usize) -> i32 {
+        self.zero_point
     }
-}
 
-#[inline(always)]
-pub(super) fn quantization_error(x: &[f32], scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> f64 {
-    let limits = Limits::new(zero_point, qmin, qmax);
-    let squared = |v: f32| {
-        let y = (limits.round(v / scale) - ROUNDER) * scale;
-        let error = f64::from(y) - f64::from(v);
-        error * error
-    };
-    let (chunks, tail) = x.as_chunks::<LANES>();
-    let mut sums = [0.0; LANES];
-    for chunk in chunks {
-        for (sum, &v) in sums.iter_mut().zip(chunk) {
-            *sum += squared(v);
+    #[inline(always)]
+    fn nearest<const N: usize>(self, x: &[f32; N], _: usize) -> [f32; N] {
+        let (mut nearest, mut doubts) = ([0.0; N], [0; N]);
+        for i in 0..N {
+            let v = self.limits.clamp(x[i] * self.reciprocal);
+            nearest[i] = v + ROUNDER;
+            doubts[i] = u32::from((v - (nearest[i] - ROUNDER)).abs() > self.certain);
         }
+        if doubts.iter().fold(0, |any, doubt| any | doubt) == 0 { nearest } else { self.divided(x) }
     }
-    sums.into_iter().chain(tail.iter().map(|&v| squared(v))).sum()
+}
+
+/// A scale and a zero point for each element.
+#[derive(Clone, Copy)]
+pub struct Each<'a> {
+    pub(super) scale: &'a [f32],
+    pub(super) zero_point: &'a [i32],
+    pub(super) qmin: i32,
+    pub(super) qmax: i32,
+}
+
+impl Steps for Each<'_> {
+    #[inline(always)]
+    fn scale(self, at: usize) -> f32 {
+        self.scale[at]
+    }
+
+    #[inline(always)]
+    fn zero_point(self, at: usize) -> i32 {
+        self.zero_point[at]
+    }
+
+    #[inline(always)]
+    fn nearest<const N: usize>(self, x: &[f32; N], at: usize) -> [f32; N] {
+        let (scale, zero_point) = (&self.scale[at..][..N], &self.zero_point[at..][..N]);
+        let mut nearest = [0.0; N];
+        for i in 0..N {
+            let limits = Limits::new(zero_point[i], self.qmin, self.qmax);
+            nearest[i] = limits.clamp(x[i] / scale[i]) + ROUNDER;
+        }
+        nearest
+    }
+}
+
+/// Calls `each(element, its place, nearest)` in order.
+#[inline(always)]
+fn for_each_nearest(x: &[f32], steps: impl Steps, mut each: impl FnMut(usize, &[f32], &[f32])) {
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for (i, chunk) in chunks.iter().enumerate() {
+        each(i * LANES, chunk, &steps.nearest(chunk, i * LANES));
+    }
+    for (i, v) in tail.as_chunks::<1>().0.iter().enumerate() {
+        let at = chunks.len() * LANES + i;
+        each(at, v, &steps.nearest(v, at));
+    }
+}
+
+#[inline(always)]
+pub(super) fn quantize<T: QuantInt>(x: &[f32], steps: impl Steps, out: &mut [T]) {
+    assert_eq!(x.len(), out.len());
+    for_each_nearest(x, steps, |at, _, nearest| {
+        for (i, (q, v)) in out[at..at + nearest.len()].iter_mut().zip(nearest).enumerate() {
+            *q = T::from_i32(v.to_bits() as i32 - (ROUNDER.to_bits() as i32 - steps.zero_point(at + i)));
+        }
+    });
+}
+
+#[inline(always)]
+pub(super) fn dequantize<T: QuantInt>(q: &[T], steps: impl Steps, out: &mut [f32]) {
+    assert_eq!(q.len(), out.len());
+    for (i, (v, &q)) in out.iter_mut().zip(q).enumerate() {
+        *v = (q.to_i32() - steps.zero_point(i)) as f32 * steps.scale(i);
+    }
+}
+
+#[inline(always)]
+pub(super) fn fake_quantize(x: &[f32], steps: impl Steps, out: &mut [f32]) {
+    assert_eq!(x.len(), out.len());
+    for_each_nearest(x, steps, |at, _, nearest| {
+        for (i, (y, v)) in out[at..at + nearest.len()].iter_mut().zip(nearest).enumerate() {
+            *y = (v - ROUNDER) * steps.scale(at + i);
+        }
+    });
+}
+
+#[inline(always)]
+pub(super) fn quantization_error(x: &[f32], steps: impl Steps) -> f64 {
+    let mut sums = [0.0; LANES];
+    for_each_nearest(x, steps, |at, x, nearest| {
+        for (i, (v, n)) in x.iter().zip(nearest).enumerate() {
+            let error = f64::from((n - ROUNDER) * steps.scale(at + i)) - f64::from(*v);
+            sums[i] += error * error;
+        }
+    });
+    sums.into_iter().sum()
 }
 
 #[inline(always)]
@@ -109,6 +208,15 @@ pub(super) fn min_max(x: &[f32]) -> Option<(f32, f32)> {
     let lo = los.iter().chain(tail).fold(f32::INFINITY, |lo, &v| smaller(v, lo));
     let hi = his.iter().chain(tail).fold(f32::NEG_INFINITY, |hi, &v| larger(v, hi));
     (lo <= hi).then_some((lo + 0.0, hi + 0.0))
+}
+
+/// Raises each maximum to the magnitude of its element.
+#[inline(always)]
+pub(super) fn raise_abs_max(maxima: &mut [f32], x: &[f32]) {
+    assert_eq!(x.len(), maxima.len());
+    for (max, &v) in maxima.iter_mut().zip(x) {
+        *max = larger(v.abs(), *max);
+    }
 }
 
 #[inline(always)]

@@ -5,9 +5,9 @@ use proptest::prelude::*;
 
 /// Runs a kernel as dispatched on this machine and as compiled for the baseline.
 macro_rules! for_each_level {
-    ($check:ident, $kernel:ident $(::<$t:ty>)?) => {
-        $check(super::$kernel$(::<$t>)?, "dispatched");
-        $check(portable::$kernel$(::<$t>)?, "baseline");
+    ($check:ident, $dispatched:ident, $baseline:ident $(, $t:ty)?) => {
+        $check($dispatched::<$($t,)? Uniform>, "dispatched");
+        $check(|x, steps, out| portable::$baseline$(::<$t>)?(x, steps, out), "baseline");
     };
 }
 
@@ -79,17 +79,17 @@ fn naive_fake_quantize(v: f32, scale: f32, zero_point: i32, qmin: i32, qmax: i32
     (naive_quantize(v, scale, zero_point, qmin, qmax) - zero_point) as f32 * scale
 }
 
-type Quantize<T> = fn(&[f32], f32, i32, i32, i32, &mut [T]);
+type Kernel<I, O> = fn(&[I], Uniform, &mut [O]);
 
 #[test]
 fn quantize_matches_definition() {
-    fn check<T: QuantInt + Default>(kernel: Quantize<T>, level: &str) {
+    fn check<T: QuantInt + Default>(kernel: Kernel<f32, T>, level: &str) {
         for (n, (scale, zp, qmin, qmax)) in
             LENGTHS.into_iter().flat_map(|n| grids::<T>().into_iter().map(move |g| (n, g)))
         {
             let x = values(n);
             let mut q = vec![T::default(); n];
-            kernel(&x, scale, zp, qmin, qmax, &mut q);
+            kernel(&x, Uniform::new(scale, zp, qmin, qmax), &mut q);
             for (&v, q) in x.iter().zip(q) {
                 assert_eq!(
                     q.to_i32(),
@@ -99,10 +99,10 @@ fn quantize_matches_definition() {
             }
         }
     }
-    for_each_level!(check, quantize_clamped::<i8>);
-    for_each_level!(check, quantize_clamped::<u8>);
-    for_each_level!(check, quantize_clamped::<i16>);
-    for_each_level!(check, quantize_clamped::<u16>);
+    for_each_level!(check, quantize_steps, quantize, i8);
+    for_each_level!(check, quantize_steps, quantize, u8);
+    for_each_level!(check, quantize_steps, quantize, i16);
+    for_each_level!(check, quantize_steps, quantize, u16);
 }
 
 #[test]
@@ -118,32 +118,32 @@ fn quantize_saturates_and_sends_nan_to_the_minimum() {
 
 #[test]
 fn dequantize_matches_definition() {
-    fn check(kernel: fn(&[i8], f32, i32, &mut [f32]), level: &str) {
+    fn check(kernel: Kernel<i8, f32>, level: &str) {
         let q: Vec<i8> = (i8::MIN..=i8::MAX).chain(0..5).collect();
         for zp in [-128, 0, 5, 127] {
             let mut y = vec![0.0; q.len()];
-            kernel(&q, 0.3, zp, &mut y);
+            kernel(&q, Uniform::new(0.3, zp, -128, 127), &mut y);
             let expected: Vec<f32> = q.iter().map(|&q| (i32::from(q) - zp) as f32 * 0.3).collect();
             assert_eq!(y, expected, "{level}");
         }
     }
-    for_each_level!(check, dequantize::<i8>);
+    for_each_level!(check, dequantize_steps, dequantize, i8);
 }
 
 #[test]
 fn fake_quantize_matches_definition() {
-    fn check(kernel: Quantize<f32>, level: &str) {
+    fn check(kernel: Kernel<f32, f32>, level: &str) {
         for (scale, zp, qmin, qmax) in grids::<i8>() {
             let x = values(333);
             let mut y = vec![0.0; x.len()];
-            kernel(&x, scale, zp, qmin, qmax, &mut y);
+            kernel(&x, Uniform::new(scale, zp, qmin, qmax), &mut y);
             for (v, y) in x.into_iter().zip(y) {
                 let expected = naive_fake_quantize(v, scale, zp, qmin, qmax);
                 assert_eq!(y.to_bits(), expected.to_bits(), "{level}: {v:?} / {scale} + {zp}");
             }
         }
     }
-    for_each_level!(check, fake_quantize);
+    for_each_level!(check, fake_quantize_steps, fake_quantize);
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn quantization_error_is_the_same_at_every_level() {
             |&v: &f32| (f64::from(naive_fake_quantize(v, scale, zp, qmin, qmax)) - f64::from(v)).powi(2);
         let expected: f64 = x.iter().map(squared).sum();
         let found = quantization_error(&x, scale, zp, qmin, qmax);
-        let baseline = portable::quantization_error(&x, scale, zp, qmin, qmax);
+        let baseline = portable::quantization_error(&x, Uniform::new(scale, zp, qmin, qmax));
         assert_eq!(found.to_bits(), baseline.to_bits());
         assert!((found - expected).abs() <= 1e-12 * expected, "{found} {expected}");
     }
@@ -225,7 +225,65 @@ fn long_slices_are_counted_like_short_ones() {
     }
 }
 
+/// Every `step`-th bit pattern, on grids of all kinds, as dispatched and as compiled for the baseline.
+fn check_patterns(step: usize) {
+    let middles = [1.0, 0.1, 1.0 / 3.0, 0.003_921_57, 7.3e-20, 1.234_567_9e20];
+    let edges = [f32::MIN_POSITIVE, 1e-40, f32::from_bits(1), 2.0_f32.powi(126), 2.0_f32.powi(127), f32::MAX];
+    let grids = middles.map(|s| [(s, 0, -128, 127), (s, 255, 0, 255)]).into_iter().flatten();
+    let grids = grids.chain(edges.map(|s| (s, -128, -128, 127))).chain([(0.0123, 5, -8, 7)]);
+    let grids: Vec<_> = grids.chain([(1e-3, 0, -32768, 32767), (0.7, 65535, 0, 65535)]).collect();
+    (0..1_usize << 32).step_by(step << 16).collect::<Vec<_>>().into_par_iter().for_each(|start| {
+        let bits = (start..(start + (step << 16)).min(1 << 32)).step_by(step);
+        let x: Vec<f32> = bits.map(|bits| f32::from_bits(bits as u32)).collect();
+        let (mut found, mut baseline, mut y) = (vec![0; x.len()], vec![0; x.len()], vec![0.0; x.len()]);
+        for &(scale, zp, qmin, qmax) in &grids {
+            // Of 16 bits, whose two's complement wraps, so that one type serves all.
+            let steps = Uniform::new(scale, zp, qmin, qmax);
+            quantize_steps::<u16, _>(&x, steps, &mut found);
+            portable::quantize::<u16>(&x, steps, &mut baseline);
+            fake_quantize_steps(&x, steps, &mut y);
+            assert!(found == baseline, "levels differ from {start:#x} on, scale {scale}, zero point {zp}");
+            for ((&v, &q), &y) in x.iter().zip(&found).zip(&y) {
+                let expected = naive_quantize(v, scale, zp, qmin, qmax);
+                let real = (expected - zp) as f32 * scale;
+                assert!(
+                    q == expected as u16 && y.to_bits() == real.to_bits(),
+                    "{v:?} / {scale} + {zp}: {q}, {y}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn patterns_all_over_match_the_definition() {
+    check_patterns(40_009);
+}
+
+#[test]
+#[ignore = "takes minutes: make exhaustive"]
+fn every_pattern_matches_the_definition() {
+    check_patterns(1);
+}
+
 proptest! {
+    #[test]
+    fn reciprocal_and_division_agree_near_the_middles(
+        scale in 1.2e-38_f32..8e37,
+        places in prop::collection::vec((-256..=256_i32, -40..=40_i32), 64),
+    ) {
+        let near = |(k, ulps): &(i32, i32)| {
+            let middle = ((f64::from(*k) + 0.5) * f64::from(scale)) as f32;
+            f32::from_bits(middle.to_bits().saturating_add_signed(*ulps))
+        };
+        let x: Vec<f32> = places.iter().map(near).collect();
+        let mut q = vec![0_i8; x.len()];
+        quantize(&x, scale, 3, &mut q);
+        for (v, q) in x.into_iter().zip(q) {
+            prop_assert_eq!(i32::from(q), naive_quantize(v, scale, 3, -128, 127), "{} / {}", v, scale);
+        }
+    }
+
     #[test]
     fn quantize_matches_definition_anywhere(
         bits in prop::collection::vec(any::<u32>(), 0..70),

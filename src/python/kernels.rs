@@ -1,160 +1,192 @@
-//! `rustq.kernels`: arrays in, arrays out.
+//! `rustq.kernels`: arrays in, into arrays out. Python has checked shapes, layouts and values.
 
-use numpy::{IntoPyArray, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
+use half::slice::HalfBitsSliceExt;
+use half::{bf16, f16};
+use numpy::{PyReadonlyArray1, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use rayon::prelude::*;
 
-use crate::kernels::{self, QuantInt};
+use crate::kernels::{self, Along, Params};
 
-/// How one axis of a contiguous array carries its parameters: rows of `inner` elements, channel after channel.
-struct Rows {
-    inner: usize,
-    scale: Vec<f32>,
-    zero_point: Vec<i32>,
+/// A float type's name and array; 16-bit floats come as the uint16 of their bits.
+type Reals<'py> = (String, Bound<'py, PyAny>);
+
+/// Scales, zero points, smallest and largest integer, and the channel axis: `(length, block, inner)`, length 0 for no axis
+/// and block 0 for none. See [`Along`].
+type PyParams<'py> =
+    (PyReadonlyArray1<'py, f32>, PyReadonlyArray1<'py, i32>, (i32, i32), (usize, usize, usize));
+
+fn along((length, block, inner): (usize, usize, usize)) -> Along {
+    match (length, block) {
+        (0, _) => Along::Tensor,
+        (channels, 0) => Along::Axis { channels, inner },
+        (length, block) => Along::Blocks { length, block, inner },
+    }
 }
 
-impl Rows {
-    fn new(shape: &[usize], axis: Option<usize>, scale: Vec<f32>, zero_point: Vec<i32>) -> PyResult<Self> {
-        if scale.len() != zero_point.len() {
-            return Err(PyValueError::new_err("scale and zero_point must have the same length"));
+fn params<'a>((scale, zero_point, (qmin, qmax), place): &'a PyParams<'_>) -> PyResult<Params<'a>> {
+    let (scale, zero_point) = (scale.as_slice()?, zero_point.as_slice()?);
+    Ok(Params { scale, zero_point, qmin: *qmin, qmax: *qmax, along: along(*place) })
+}
+
+fn unknown(what: &Bound<'_, PyAny>) -> PyErr {
+    PyValueError::new_err(format!("no kernel for an array of {}", what.get_type()))
+}
+
+/// Evaluates `$body` with `$x` the slice of a real array, whatever its type.
+macro_rules! with_reals {
+    ($reals:expr, |$x:ident| $body:expr) => {{
+        let (name, array) = $reals;
+        match name.as_str() {
+            "float32" => {
+                let array = array.extract::<PyReadonlyArrayDyn<'_, f32>>()?;
+                let $x = array.as_slice()?;
+                $body
+            }
+            "float16" => {
+                let array = array.extract::<PyReadonlyArrayDyn<'_, u16>>()?;
+                let $x: &[f16] = array.as_slice()?.reinterpret_cast();
+                $body
+            }
+            "bfloat16" => {
+                let array = array.extract::<PyReadonlyArrayDyn<'_, u16>>()?;
+                let $x: &[bf16] = array.as_slice()?.reinterpret_cast();
+                $body
+            }
+            _ => return Err(unknown(array)),
         }
-        let (channels, inner) = match axis {
-            None => (1, shape.iter().product::<usize>()),
-            Some(axis) if axis < shape.len() => (shape[axis], shape[axis + 1..].iter().product::<usize>()),
-            Some(axis) => return Err(PyValueError::new_err(format!("axis {axis} is outside of {shape:?}"))),
-        };
-        if scale.len() != channels {
-            return Err(PyValueError::new_err(format!("expected {channels} scales, found {}", scale.len())));
+    }};
+}
+
+/// Evaluates `$body` with `$q` the array of integers, borrowed as `$borrowed`, whatever its type.
+macro_rules! with_integers {
+    ($array:expr, $borrowed:ident, |$q:ident| $body:expr) => {
+        with_integers!(@ $array, $borrowed, |$q| $body, i8, u8, i16, u16)
+    };
+    (@ $array:expr, $borrowed:ident, |$q:ident| $body:expr, $($int:ty),*) => {
+        $(if let Ok(mut array) = $array.extract::<$borrowed<'_, $int>>() {
+            #[allow(unused_mut)]
+            let $q = &mut array;
+            $body
+        } else)* {
+            return Err(unknown($array))
         }
-        Ok(Self { inner: inner.max(1), scale, zero_point })
-    }
-
-    /// Runs `kernel(input row, scale, zero point, output row)` over all rows.
-    fn run<I: Sync, O: Send>(
-        &self,
-        x: &[I],
-        out: &mut [O],
-        kernel: impl Fn(&[I], f32, i32, &mut [O]) + Sync,
-    ) {
-        /// Elements that one task gets at least and a single channel is split into.
-        const TASK: usize = 1 << 16;
-        let step = if self.scale.len() == 1 { self.inner.min(TASK) } else { self.inner };
-        let rows = x.par_chunks(step).zip(out.par_chunks_mut(step)).enumerate();
-        rows.with_min_len(TASK / step.max(1)).for_each(|(row, (x, out))| {
-            let channel = row % self.scale.len();
-            let channel = if self.scale.len() == 1 { 0 } else { channel };
-            kernel(x, self.scale[channel], self.zero_point[channel], out);
-        });
-    }
+    };
 }
 
-fn contiguous<'a, T: numpy::Element>(array: &'a PyReadonlyArrayDyn<'_, T>) -> PyResult<&'a [T]> {
-    array.as_slice().map_err(|_| PyValueError::new_err("the array must be C-contiguous"))
-}
-
-fn shaped<'py, T: numpy::Element>(
-    py: Python<'py>,
-    values: Vec<T>,
-    shape: &[usize],
-) -> PyResult<Bound<'py, PyAny>> {
-    let array: Bound<'py, PyArrayDyn<T>> = values.into_pyarray(py).reshape(shape)?;
-    Ok(array.into_any())
-}
-
-/// ONNX QuantizeLinear of float32 values.
+/// ONNX QuantizeLinear.
 #[pyfunction]
-pub(super) fn quantize<'py>(
-    py: Python<'py>,
-    x: PyReadonlyArrayDyn<'py, f32>,
-    scale: Vec<f32>,
-    zero_point: Vec<i32>,
-    axis: Option<usize>,
-    dtype: &str,
-) -> PyResult<Bound<'py, PyAny>> {
-    fn typed<'py, T: QuantInt + numpy::Element + Default + Send>(
-        py: Python<'py>,
-        x: &PyReadonlyArrayDyn<'py, f32>,
-        rows: &Rows,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let values = contiguous(x)?;
-        let mut out = vec![T::default(); values.len()];
-        py.detach(|| rows.run(values, &mut out, kernels::quantize::<T>));
-        shaped(py, out, x.shape())
-    }
-    let rows = Rows::new(x.shape(), axis, scale, zero_point)?;
-    match dtype {
-        "int8" => typed::<i8>(py, &x, &rows),
-        "uint8" => typed::<u8>(py, &x, &rows),
-        "int16" => typed::<i16>(py, &x, &rows),
-        "uint16" => typed::<u16>(py, &x, &rows),
-        _ => Err(PyValueError::new_err(format!(
-            "unknown dtype '{dtype}'; choose int8, uint8, int16 or uint16"
-        ))),
-    }
+pub(super) fn quantize(
+    py: Python<'_>,
+    x: Reals<'_>,
+    p: PyParams<'_>,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let p = params(&p)?;
+    with_reals!(&x, |x| with_integers!(out, PyReadwriteArrayDyn, |out| {
+        let out = out.as_slice_mut()?;
+        py.detach(|| kernels::quantize_tensor(x, p, out));
+    }));
+    Ok(())
 }
 
-/// ONNX DequantizeLinear to float32.
+/// ONNX DequantizeLinear.
 #[pyfunction]
-pub(super) fn dequantize<'py>(
-    py: Python<'py>,
-    q: &Bound<'py, PyAny>,
-    scale: Vec<f32>,
-    zero_point: Vec<i32>,
-    axis: Option<usize>,
-) -> PyResult<Bound<'py, PyAny>> {
-    fn typed<'py, T: QuantInt + numpy::Element + Sync>(
-        py: Python<'py>,
-        q: &PyReadonlyArrayDyn<'py, T>,
-        axis: Option<usize>,
-        scale: Vec<f32>,
-        zero_point: Vec<i32>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let rows = Rows::new(q.shape(), axis, scale, zero_point)?;
-        let values = contiguous(q)?;
-        let mut out = vec![0_f32; values.len()];
-        py.detach(|| rows.run(values, &mut out, kernels::dequantize::<T>));
-        shaped(py, out, q.shape())
-    }
-    if let Ok(q) = q.extract::<PyReadonlyArrayDyn<'py, i8>>() {
-        typed(py, &q, axis, scale, zero_point)
-    } else if let Ok(q) = q.extract::<PyReadonlyArrayDyn<'py, u8>>() {
-        typed(py, &q, axis, scale, zero_point)
-    } else if let Ok(q) = q.extract::<PyReadonlyArrayDyn<'py, i16>>() {
-        typed(py, &q, axis, scale, zero_point)
-    } else if let Ok(q) = q.extract::<PyReadonlyArrayDyn<'py, u16>>() {
-        typed(py, &q, axis, scale, zero_point)
-    } else {
-        Err(PyValueError::new_err("expected an array of int8, uint8, int16 or uint16"))
-    }
+pub(super) fn dequantize(
+    py: Python<'_>,
+    q: &Bound<'_, PyAny>,
+    p: PyParams<'_>,
+    out: Reals<'_>,
+) -> PyResult<()> {
+    let p = params(&p)?;
+    let (name, out) = &out;
+    with_integers!(q, PyReadonlyArrayDyn, |q| {
+        let q = q.as_slice()?;
+        if name == "float32" {
+            let mut out = out.extract::<PyReadwriteArrayDyn<'_, f32>>()?;
+            let out = out.as_slice_mut()?;
+            py.detach(|| kernels::dequantize_tensor(q, p, out));
+        } else {
+            let mut out = out.extract::<PyReadwriteArrayDyn<'_, u16>>()?;
+            let out = out.as_slice_mut()?;
+            py.detach(|| match name.as_str() {
+                "float16" => kernels::dequantize_tensor::<_, f16>(q, p, out.reinterpret_cast_mut()),
+                _ => kernels::dequantize_tensor::<_, bf16>(q, p, out.reinterpret_cast_mut()),
+            });
+        }
+    });
+    Ok(())
 }
 
 /// DequantizeLinear of QuantizeLinear, without the integers in between.
 #[pyfunction]
-#[allow(clippy::too_many_arguments)]
-pub(super) fn fake_quantize<'py>(
-    py: Python<'py>,
-    x: PyReadonlyArrayDyn<'py, f32>,
-    scale: Vec<f32>,
-    zero_point: Vec<i32>,
-    axis: Option<usize>,
-    qmin: i32,
-    qmax: i32,
-) -> PyResult<Bound<'py, PyAny>> {
-    let rows = Rows::new(x.shape(), axis, scale, zero_point)?;
-    let values = contiguous(&x)?;
-    let mut out = vec![0_f32; values.len()];
-    py.detach(|| {
-        rows.run(values, &mut out, |x, scale, zero, out| {
-            kernels::fake_quantize(x, scale, zero, qmin, qmax, out)
-        });
-    });
-    shaped(py, out, x.shape())
+pub(super) fn fake_quantize(
+    py: Python<'_>,
+    x: Reals<'_>,
+    p: PyParams<'_>,
+    mut out: PyReadwriteArrayDyn<'_, f32>,
+) -> PyResult<()> {
+    let (p, out) = (params(&p)?, out.as_slice_mut()?);
+    with_reals!(&x, |x| py.detach(|| kernels::fake_quantize_tensor(x, p, out)));
+    Ok(())
 }
 
-/// Smallest and largest value; `None` for an empty array.
+/// Sum of squared differences between values and what their integers say.
 #[pyfunction]
-pub(super) fn min_max(py: Python<'_>, x: PyReadonlyArrayDyn<'_, f32>) -> PyResult<Option<(f32, f32)>> {
-    let values = contiguous(&x)?;
-    Ok(py.detach(|| kernels::min_max(values)))
+pub(super) fn quantization_error(py: Python<'_>, x: Reals<'_>, p: PyParams<'_>) -> PyResult<f64> {
+    let p = params(&p)?;
+    with_reals!(&x, |x| Ok(py.detach(|| kernels::quantization_error_tensor(x, p))))
+}
+
+/// Smallest and largest value; `None` for an array without numbers.
+#[pyfunction]
+pub(super) fn min_max(py: Python<'_>, x: Reals<'_>) -> PyResult<Option<(f32, f32)>> {
+    with_reals!(&x, |x| Ok(py.detach(|| kernels::min_max_tensor(x))))
+}
+
+/// Adds the number of values with each upper half of their bits to 65536 counters.
+#[pyfunction]
+pub(super) fn histogram(py: Python<'_>, x: Reals<'_>, mut out: PyReadwriteArrayDyn<'_, u64>) -> PyResult<()> {
+    let out = out.as_slice_mut()?;
+    let table = with_reals!(&x, |x| py.detach(|| kernels::histogram_tensor(x)));
+    out.iter_mut().zip(&*table).for_each(|(out, count)| *out += count);
+    Ok(())
+}
+
+/// Symmetric int8 codes of `outer × channels × inner` values, and a scale for each channel.
+#[pyfunction]
+pub(super) fn absmax_quantize(
+    py: Python<'_>,
+    x: Reals<'_>,
+    channels: usize,
+    inner: usize,
+    mut out: PyReadwriteArrayDyn<'_, i8>,
+) -> PyResult<Vec<f32>> {
+    let out = out.as_slice_mut()?;
+    with_reals!(&x, |x| Ok(py.detach(|| kernels::absmax_quantize(x, channels, inner, out))))
+}
+
+/// Low four bits of each byte, two in a byte.
+#[pyfunction]
+pub(super) fn pack_int4(
+    py: Python<'_>,
+    x: PyReadonlyArrayDyn<'_, u8>,
+    mut out: PyReadwriteArrayDyn<'_, u8>,
+) -> PyResult<()> {
+    let (x, out) = (x.as_slice()?, out.as_slice_mut()?);
+    py.detach(|| kernels::int4::pack(x, out));
+    Ok(())
+}
+
+/// The reverse.
+#[pyfunction]
+pub(super) fn unpack_int4(
+    py: Python<'_>,
+    packed: PyReadonlyArrayDyn<'_, u8>,
+    signed: bool,
+    mut out: PyReadwriteArrayDyn<'_, u8>,
+) -> PyResult<()> {
+    let (packed, out) = (packed.as_slice()?, out.as_slice_mut()?);
+    py.detach(|| kernels::int4::unpack(packed, signed, out));
+    Ok(())
 }

@@ -1,0 +1,166 @@
+//! Which scale belongs to which element, and the walk over an array in runs that share a kernel call.
+
+use rayon::prelude::*;
+
+use super::stream;
+
+/// How the parameters lie along a C-contiguous array.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Along {
+    /// One scale for all.
+    Tensor,
+    /// A scale for each of `channels`, of `inner` neighbouring elements each, over and over.
+    Axis {
+        /// Length of the axis.
+        channels: usize,
+        /// Product of the axes after it.
+        inner: usize,
+    },
+    /// ONNX's blocked quantization: a scale for every `block` elements along an axis, at each place of the other axes.
+    Blocks {
+        /// Length of the axis.
+        length: usize,
+        /// Elements that share a scale; the last block may be shorter.
+        block: usize,
+        /// Product of the axes after it.
+        inner: usize,
+    },
+}
+
+/// The parameters of neighbouring elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Run {
+    /// All have the one at this place.
+    One(usize),
+    /// They have one each, from this place on.
+    Each(usize),
+}
+
+impl Along {
+    /// How many elements from `at` on are one run, and their parameters.
+    fn run(self, at: usize) -> (usize, Run) {
+        match self {
+            Self::Tensor => (usize::MAX, Run::One(0)),
+            Self::Axis { channels, inner: 1 } => (channels - at % channels, Run::Each(at % channels)),
+            Self::Axis { channels, inner } => (inner - at % inner, Run::One(at / inner % channels)),
+            Self::Blocks { length, block, inner } => {
+                let (row, column) = (at / inner, at % inner);
+                let (outer, place) = (row / length, row % length);
+                let index = outer * length.div_ceil(block) + place / block;
+                if inner == 1 {
+                    ((block - place % block).min(length - place), Run::One(index))
+                } else {
+                    (inner - column, Run::Each(index * inner + column))
+                }
+            }
+        }
+    }
+}
+
+/// Elements that a thread takes at once; fewer than two such shares are not worth a second thread.
+pub const SHARE: usize = 1 << 16;
+
+/// Elements that a kernel is given at once: input and output stay in the first-level cache.
+pub const BLOCK: usize = 4096;
+
+/// Runs `kernel(its input, their parameters, its output)` over a whole array, by several threads if it is large.
+pub fn map<I: Sync, O: Copy + Default + Send>(
+    along: Along,
+    x: &[I],
+    out: &mut [O],
+    kernel: impl Fn(&[I], Run, &mut [O]) + Sync,
+) {
+    assert_eq!(x.len(), out.len());
+    let streaming = stream::pays(out);
+    let share = |(i, (x, out)): (usize, (&[I], &mut [O]))| {
+        let mut buffer = [O::default(); BLOCK];
+        each_run(along, i * SHARE, x.len(), |range, run| {
+            let (x, out) = (&x[range.clone()], &mut out[range]);
+            if streaming {
+                let part = &mut buffer[..x.len()];
+                kernel(x, run, part);
+                stream::copy(part, out);
+            } else {
+                kernel(x, run, out);
+            }
+        });
+    };
+    if x.len() < 2 * SHARE {
+        share((0, (x, out)));
+    } else {
+        x.par_chunks(SHARE).zip(out.par_chunks_mut(SHARE)).enumerate().for_each(share);
+    }
+}
+
+/// The sum of `kernel(its input, their parameters)`, always added in the same order.
+pub fn sum<I: Sync>(along: Along, x: &[I], kernel: impl Fn(&[I], Run) -> f64 + Sync) -> f64 {
+    let share = |(i, x): (usize, &[I])| {
+        let mut total = 0.0;
+        each_run(along, i * SHARE, x.len(), |range, run| total += kernel(&x[range], run));
+        total
+    };
+    if x.len() < 2 * SHARE {
+        return x.chunks(SHARE).enumerate().map(share).sum();
+    }
+    x.par_chunks(SHARE).enumerate().map(share).collect::<Vec<_>>().into_iter().sum()
+}
+
+/// Splits `length` elements, the first of which is number `start` of the array, into runs of at most [`BLOCK`].
+fn each_run(along: Along, start: usize, length: usize, mut each: impl FnMut(std::ops::Range<usize>, Run)) {
+    let mut at = 0;
+    while at < length {
+        let (most, run) = along.run(start + at);
+        let end = at + most.min(BLOCK).min(length - at);
+        each(at..end, run);
+        at = end;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Index of the parameter of every element, by definition: `outer × length × inner` elements.
+    fn indices(along: Along, n: usize) -> Vec<usize> {
+        (0..n)
+            .map(|at| match along {
+                Along::Tensor => 0,
+                Along::Axis { channels, inner } => at / inner % channels,
+                Along::Blocks { length, block, inner } => {
+                    let (outer, place, column) = (at / inner / length, at / inner % length, at % inner);
+                    (outer * length.div_ceil(block) + place / block) * inner + column
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_element_meets_its_parameters() {
+        let axis = [(1, 1), (3, 1), (70_001, 1), (3, 7), (2, 70_001)];
+        let blocks = [(1, 1, 1), (7, 3, 1), (7, 3, 5), (6, 3, 1), (40_000, 12_345, 2), (9, 100, 4)];
+        let axis = axis.map(|(channels, inner)| Along::Axis { channels, inner });
+        let blocks = blocks.map(|(length, block, inner)| Along::Blocks { length, block, inner });
+        for along in [Along::Tensor].into_iter().chain(axis).chain(blocks) {
+            for outer in [1, 3] {
+                let n = outer
+                    * match along {
+                        Along::Tensor => 200_000,
+                        Along::Axis { channels, inner } => channels * inner,
+                        Along::Blocks { length, inner, .. } => length * inner,
+                    };
+                let x: Vec<usize> = (0..n).collect();
+                let mut out = vec![usize::MAX; n];
+                map(along, &x, &mut out, |x, run, out| {
+                    for (i, out) in (0..x.len()).zip(out) {
+                        *out = match run {
+                            Run::One(index) => index,
+                            Run::Each(index) => index + i,
+                        };
+                    }
+                });
+                assert!(out == indices(along, n), "{along:?}, {n} elements");
+                assert_eq!(sum(along, &x, |x, _| x.len() as f64), n as f64);
+            }
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Real numbers in 16 bits, computed with as float32.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use std::borrow::Cow;
+
+use super::BLOCK;
+
+/// A type of real numbers that tensors are stored in.
+pub trait Real: Copy + Default + Send + Sync + 'static {
+    /// At most [`BLOCK`] values as float32, exactly: themselves, or in the buffer.
+    fn widen<'a>(x: &'a [Self], buffer: &'a mut [f32; BLOCK]) -> &'a [f32];
+    /// Any number of values as float32, exactly.
+    fn all_widened(x: &[Self]) -> Cow<'_, [f32]>;
+    /// Has at most [`BLOCK`] float32 values written, and rounds them to the nearest, ties to even.
+    fn narrow(out: &mut [Self], write: impl FnOnce(&mut [f32]));
+}
+
+impl Real for f32 {
+    #[inline(always)]
+    fn widen<'a>(x: &'a [Self], _: &'a mut [f32; BLOCK]) -> &'a [f32] {
+        x
+    }
+
+    fn all_widened(x: &[Self]) -> Cow<'_, [f32]> {
+        x.into()
+    }
+
+    #[inline(always)]
+    fn narrow(out: &mut [Self], write: impl FnOnce(&mut [f32])) {
+        write(out);
+    }
+}
+
+macro_rules! half_real {
+    ($($half:ty),*) => {$(
+        impl Real for $half {
+            fn widen<'a>(x: &'a [Self], buffer: &'a mut [f32; BLOCK]) -> &'a [f32] {
+                let values = &mut buffer[..x.len()];
+                x.convert_to_f32_slice(values);
+                values
+            }
+
+            fn all_widened(x: &[Self]) -> Cow<'_, [f32]> {
+                x.to_f32_vec().into()
+            }
+
+            fn narrow(out: &mut [Self], write: impl FnOnce(&mut [f32])) {
+                let mut buffer = [0.0; BLOCK];
+                let values = &mut buffer[..out.len()];
+                write(values);
+                out.convert_from_f32_slice(values);
+            }
+        }
+    )*};
+}
+half_real!(f16, bf16);
