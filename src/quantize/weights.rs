@@ -267,7 +267,9 @@ impl Channels {
 
 /// Rounds one value and returns its squared error.
 fn round(x: f32, scale: f32, q: &mut i8) -> f64 {
-    let rounded = (x / scale).round_ties_even().clamp(-127.0, 127.0);
+    // Clamped to integers first, and rounded by an addition: `round_ties_even` is a library call on older processors.
+    const ROUNDER: f32 = 12_582_912.0; // 1.5 × 2²³
+    let rounded = (x / scale).clamp(-127.0, 127.0) + ROUNDER - ROUNDER;
     *q = rounded as i8;
     f64::from(x - rounded * scale).powi(2)
 }
