@@ -29,16 +29,16 @@ sys.path.insert(0, str(ROOT / "tests"))
 from builders import Net, random_feeds, run  # noqa: E402
 
 Build = Callable[[Net], str]
-ROWS: dict[str, tuple[Build, set[str]]] = {}
-"""Per row of the table: the graph, and the operators that must be gone."""
+ROWS: dict[str, tuple[Build, set[str], int]] = {}
+"""Per row of the table: the graph, the operators that must be gone, and the operator set."""
 
 INT = np.int64
 TWICE = "a second Exp"
 
 
-def row(label: str, *gone: str) -> Callable[[Build], Build]:
+def row(label: str, *gone: str, opset: int = 17) -> Callable[[Build], Build]:
     def register(build: Build) -> Build:
-        ROWS[label] = build, set(gone)
+        ROWS[label] = build, set(gone), opset
         return build
 
     return register
@@ -213,6 +213,40 @@ def _(net: Net) -> str:
     return net.op("AveragePool", net.op("Pad", image(net), pads), kernel_shape=[3, 3])
 
 
+@row("Pad + BatchNormalization + Conv", "Pad", "BatchNormalization")
+def _(net: Net) -> str:
+    pads = net.constant([0, 0, 1, 1, 0, 0, 1, 1], dtype=INT)
+    return net.conv(net.batch_norm(net.op("Pad", image(net), pads), 4), 4, 6, pads=[0] * 4)
+
+
+@row("Conv between channels-last operators", "Transpose")
+def _(net: Net) -> str:
+    y = image(net)
+    for _ in range(2):
+        y = net.op("Transpose", net.conv(y, 4, 4), perm=[0, 2, 3, 1])
+        y = net.op("Add", net.op("Sigmoid", y), net.weight(4))
+        y = net.op("Transpose", y, perm=[0, 3, 1, 2])
+    return y
+
+
+@row("LayerNormalization spelled out", "ReduceMean")
+def _(net: Net) -> str:
+    x = net.input("x", 3, 5, 8)
+    centred = net.op("Sub", x, net.op("ReduceMean", x, axes=[-1]))
+    variance = net.op("ReduceMean", net.op("Pow", centred, net.constant(2.0)), axes=[-1])
+    deviation = net.op("Sqrt", net.op("Add", variance, net.constant(1e-5)))
+    y = net.op("Mul", net.op("Div", centred, deviation), net.weight(8))
+    return net.op("Add", y, net.weight(8))
+
+
+@row("GELU spelled out", "Erf", opset=20)
+def _(net: Net) -> str:
+    x = net.input("x", 3, 5, 8)
+    y = net.op("Erf", net.op("Div", x, net.constant(np.sqrt(2))))
+    y = net.op("Mul", x, net.op("Add", y, net.constant(1.0)))
+    return net.op("Mul", y, net.constant(0.5))
+
+
 @row("hard-swish spelled out", "Clip", "Div")
 def _(net: Net) -> str:
     x = net.conv(image(net), 4, 4)
@@ -255,9 +289,9 @@ def verdict(model: onnx.ModelProto, gone: set[str], simplify: Any, folder: Path)
 def lines() -> list[str]:
     found = [f"| | {' | '.join(simplifiers.TOOLS)} |", "|---|" + "---|" * len(simplifiers.TOOLS)]
     with TemporaryDirectory() as folder:
-        for label, (build, gone) in ROWS.items():
+        for label, (build, gone, opset) in ROWS.items():
             net = Net()
-            model = net.model(build(net))
+            model = net.model(build(net), opset=opset)
             tools = simplifiers.TOOLS.values()
             marks = [verdict(model, gone, simplify, Path(folder)) for simplify in tools]
             found.append(f"| {label} | {' | '.join(marks)} |")

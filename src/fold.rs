@@ -9,6 +9,7 @@ mod affine;
 mod bounds;
 mod constants;
 mod dead;
+mod depthwise;
 mod duplicates;
 pub mod evidence;
 mod functions;
@@ -24,6 +25,7 @@ mod types;
 
 use std::collections::BTreeMap;
 
+pub(crate) use self::depthwise::batch_norms_as_convolutions;
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
@@ -75,13 +77,12 @@ const STAGES: &[Stage] = &[
     Stage::Rules(&[
         ("drop no-op", no_ops::no_op),
         ("merge pair", pairs::pair),
-        ("fold into pads", pads::pad),
         ("put hard-sigmoid together", activations::hard_sigmoid),
         ("put function together", functions::function),
         ("drop transposes around", layout::region),
         ("transpose to view", layout::view),
     ]),
-    Stage::Rules(&[("fold into weights", absorb::absorb)]),
+    Stage::Rules(&[("fold into pads", pads::pad), ("fold into weights", absorb::absorb)]),
     Stage::Pass("merge equal nodes", duplicates::nodes),
     Stage::Pass("drop dead node", dead::dead),
     Stage::Pass("merge equal constants", duplicates::constants),

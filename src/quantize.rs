@@ -21,16 +21,17 @@ pub(crate) mod sites;
 pub(crate) mod weights;
 pub(crate) mod writer;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::calibration::Calibration;
 use crate::correct::{self, Corrections, LayerInputs};
 use crate::error::Result;
 use crate::export;
+use crate::fold::batch_norms_as_convolutions;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
 use crate::patch::{Patch, apply};
-use crate::qparams::Scheme;
+use crate::qparams::{QuantParams, Scheme};
 use crate::ranges::Method;
 pub use dynamic::quantize_dynamic;
 use names::Names;
@@ -76,11 +77,16 @@ pub struct Quantized {
 }
 
 /// The values that calibration has to observe before `model`, already folded, can be quantized for any target.
-pub fn values_to_observe(model: &Model) -> Vec<String> {
+///
+/// # Errors
+/// [`crate::Error::Tensor`] for constants that are no tensors.
+pub fn values_to_observe(model: &Model) -> Result<Vec<String>> {
+    let convolutions = batch_norms_as_convolutions(model, |_| true)?;
     let graph = Graph::new(model.graph());
+    let quantized = Graph::new(convolutions.as_ref().unwrap_or(model).graph());
     let mut seen = HashSet::new();
-    let values = Sites::find(&graph).values().into_iter().chain(export::values_to_observe(&graph));
-    values.filter(|value| seen.insert(*value)).map(str::to_owned).collect()
+    let values = Sites::find(&quantized).values().into_iter().chain(export::values_to_observe(&graph));
+    Ok(values.filter(|value| seen.insert(*value)).map(str::to_owned).collect())
 }
 
 /// Quantizes weights and activations of a folded model.
@@ -98,22 +104,10 @@ pub fn quantize_static(
     if let Some(reason) = too_old(model) {
         return Ok(left_float(model, &reason));
     }
+    let convolutions = useful_convolutions(model, calibration, options)?;
+    let model = convolutions.as_ref().unwrap_or(model);
     let graph = Graph::new(model.graph());
-    let sites = Sites::find(&graph);
-    let suggested = scales::suggested(&sites, calibration, options.method, options.scheme);
-    let parameters = |int8: &[bool]| scales::activations(&sites, int8, &suggested, options.scheme);
-
-    let forced = forced_float(&graph, &sites, calibration, options);
-    let candidates: Vec<bool> = (0..sites.all.len()).map(|i| !forced.contains_key(&i)).collect();
-    let noise = noise::estimate(&graph, &sites, &parameters(&candidates), calibration, options.weights)?;
-    let limits = plan::Limits {
-        candidates: &candidates,
-        noise_price: options.noise_price,
-        everything: options.everything,
-    };
-    let best = plan::best(&graph, &sites, &limits, &noise, |value| calibration.elements(value));
-
-    let activations = parameters(&best.int8);
+    let Choice { sites, forced, best, activations } = choose(&graph, calibration, options)?;
     let plan = emit::Plan {
         graph: &graph,
         sites: &sites,
@@ -141,6 +135,43 @@ pub fn quantize_static(
     notes.extend(correct::note(emitted.weights.values().filter_map(|weights| weights.effect)));
     layers.extend(embeddings(&graph, &options.exclude, &mut emitted.names, &mut emitted.patch)?);
     Ok(Quantized { model: apply(model.clone(), emitted.patch)?, layers: in_order(layers), notes })
+}
+
+/// What runs on integers, and by which parameters.
+struct Choice<'m> {
+    sites: Sites<'m>,
+    forced: BTreeMap<usize, String>,
+    best: plan::Assignment,
+    activations: HashMap<&'m str, QuantParams>,
+}
+
+fn choose<'m>(graph: &Graph<'m>, calibration: &Calibration, options: &Options) -> Result<Choice<'m>> {
+    let sites = Sites::find(graph);
+    let suggested = scales::suggested(&sites, calibration, options.method, options.scheme);
+    let parameters = |int8: &[bool]| scales::activations(&sites, int8, &suggested, options.scheme);
+
+    let forced = forced_float(graph, &sites, calibration, options);
+    let candidates: Vec<bool> = (0..sites.all.len()).map(|i| !forced.contains_key(&i)).collect();
+    let noise = noise::estimate(graph, &sites, &parameters(&candidates), calibration, options.weights)?;
+    let limits = plan::Limits {
+        candidates: &candidates,
+        noise_price: options.noise_price,
+        everything: options.everything,
+    };
+    let best = plan::best(graph, &sites, &limits, &noise, |value| calibration.elements(value));
+    let activations = parameters(&best.int8);
+    Ok(Choice { sites, forced, best, activations })
+}
+
+/// The model with a convolution in the place of each `BatchNormalization` that would then run on integers.
+fn useful_convolutions(model: &Model, calibration: &Calibration, options: &Options) -> Result<Option<Model>> {
+    let Some(trial) = batch_norms_as_convolutions(model, |_| true)? else { return Ok(None) };
+    let graph = Graph::new(trial.graph());
+    let Choice { sites, best, .. } = choose(&graph, calibration, options)?;
+    let quantized = sites.all.iter().zip(&best.int8).filter(|(_, int8)| **int8);
+    let made: HashSet<&str> =
+        quantized.flat_map(|(site, _)| &graph.node(site.id).output).map(|o| &**o).collect();
+    batch_norms_as_convolutions(model, |output| made.contains(output))
 }
 
 fn in_order(mut layers: Vec<(NodeId, LayerRecord)>) -> Vec<LayerRecord> {

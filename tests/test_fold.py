@@ -604,13 +604,13 @@ def chains(draw: Any) -> tuple[Any, ...]:
     return group, transposed, padded, draw(steps), draw(steps), draw(st.integers(0, 999))
 
 
-def append(net: Net, x: str, step: str, per_channel: bool, channels: int) -> str:
+def append(net: Net, x: str, step: str, per_channel: bool, channels: int, behind: int = 2) -> str:
     if step == "bn":
         return net.batch_norm(x, channels)
     if step == "Identity":
         return net.op("Identity", x)
     values = net.random.uniform(0.5, 2, channels if per_channel else 1) * net.random.choice([-1, 1])
-    constant = net.constant(values.reshape((-1, 1, 1)) if per_channel else values[0])
+    constant = net.constant(values.reshape(-1, *[1] * behind) if per_channel else values[0])
     return net.op("Sub", constant, x) if step == "rSub" else net.op(step, x, constant)
 
 
@@ -636,6 +636,24 @@ def test_random_chains(chain: tuple[Any, ...]) -> None:
     if not before or (not padded and not transposed):
         assert not LINEAR_CHAIN & set(left), left
     assert left["Identity"] == 0
+
+
+@given(
+    st.sampled_from(sorted(LINEARS)),
+    st.lists(st.tuples(st.sampled_from(STEPS), st.booleans()), min_size=1, max_size=6),
+    st.integers(0, 999),
+)
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_random_chains_behind_every_linear_operator(
+    name: str, steps: list[tuple[str, bool]], seed: int
+) -> None:
+    """Of any number of dimensions, all of it becomes part of the weights and the bias."""
+    net, y, channels, behind = linear(name)
+    net.random = np.random.default_rng(seed)
+    for step, per_channel in steps:
+        y = append(net, y, step, per_channel, channels, behind)
+    result = folded(net.model(net.op("Identity", net.op("Relu", y))), 1e-4)
+    assert set(op_types(result)) <= {net.nodes[0].op_type, "Gemm", "Relu", "Identity"}
 
 
 def test_a_constant_along_another_axis_says_nothing_about_channels() -> None:

@@ -382,8 +382,15 @@ def test_pad_stays(name: str) -> None:
         for feed in random_feeds(model, 1)
     ]
     assert kept(model, feeds) == {"Pad": 1, "Conv": 1}
-    (record,) = [r for r in rustq.fold(model).fold_report if r["op_type"] == "Pad"] if hasattr(rustq.fold(model), "fold_report") else [{"declined": reason}]  # fmt: skip
-    assert reason in record["declined"]
+    (record,) = [record for record in rustq.fold(model).folding if record.op_type == "Pad"]
+    assert reason in (record.declined or "")
+
+
+def test_pad_into_a_convolution_that_took_up_what_was_between() -> None:
+    net = Net()
+    x = padded(net, net.input("x", 1, 3, 7, 8), 1, 1, 1, 1)
+    y = net.op("Conv", net.batch_norm(x, 3), net.weight(4, 3, 3, 3))
+    assert op_types(folded(net.model(y))) == {"Conv": 1}
 
 
 def test_pad_with_several_readers() -> None:

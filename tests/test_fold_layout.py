@@ -140,6 +140,19 @@ def test_values_seen_from_outside_keep_their_layout() -> None:
     assert folded(net.model(conv(net, y, 6, 5), y))["Conv"] == 2
 
 
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_transpose_that_makes_an_output_goes(outputs: int) -> None:
+    """A second output of the same values needs a name, and so a node, of its own."""
+    net = Net()
+    x = net.op("Transpose", net.conv(net.input("x", 1, 3, 6, 8), 3, 4), perm=LAST)
+    y = net.op("Add", net.op("Sigmoid", x), net.weight(4))
+    seen = [net.op("Transpose", y, perm=FIRST) for _ in range(outputs)]
+    other = net.op("Relu", net.op("Transpose", y, perm=FIRST))
+    left = folded(net.model(*seen, other))
+    assert left["Transpose"] == 2 * (outputs - 1)
+    assert left - Counter(Transpose=2) == {"Conv": 1, "Sigmoid": 1, "Add": 1, "Relu": 1}
+
+
 def test_operand_of_unknown_rank_or_lower_rank() -> None:
     net = Net()
     y = conv(net, net.input("x", 1, 8, 8, 4), 4, 6)

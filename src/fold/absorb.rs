@@ -41,16 +41,16 @@ pub(super) fn absorb(graph: &Graph, id: NodeId) -> Result<Verdict> {
         Err(reason) => return Ok(Verdict::Decline(reason)),
     };
     let chain = Chain::ending_with(graph, id, last)?;
-    let mut reason = String::new();
+    let mut reasons = Vec::new();
     for attempt in [into_producers, into_readers, partly_into_producer, partly_into_reader] {
         match attempt(graph, &chain)? {
             Ok(patch) => return Ok(Verdict::Edit(patch)),
-            // The first is about what is in front of the chain, where people look first.
-            Err(why) if reason.is_empty() => reason = why,
-            Err(_) => {}
+            Err(why) => reasons.push(why),
         }
     }
-    Ok(Verdict::Decline(reason))
+    // Taken up in part, a chain is in the way of nothing that it was not in the way of whole.
+    reasons.truncate(2);
+    Ok(Verdict::Decline(reasons.join("; ")))
 }
 
 type Attempt = Result<Result<Patch, String>>;

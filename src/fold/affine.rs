@@ -295,6 +295,10 @@ pub(super) fn known_rank(graph: &Graph, value: &str) -> Option<usize> {
         if node.is("Gemm") {
             return Some(at_least.max(2));
         }
+        if node.is("Concat") {
+            value = &node.input[0];
+            continue;
+        }
         let (input, broadcast) = origin(graph, node)?;
         at_least = at_least.max(broadcast.len());
         value = input;

@@ -239,20 +239,28 @@ impl<'m> Region<'m> {
         patch: &mut Patch,
         renamed: &mut BTreeMap<String, String>,
     ) -> (usize, usize) {
-        let (mut gone, mut others) = (Vec::new(), graph.is_observable(value));
+        let (mut gone, mut others, mut seen) = (Vec::new(), graph.is_observable(value), None);
         for &reader in graph.consumers(value) {
-            let undone = self::perm(graph.node(reader)).as_ref() == Some(back);
-            if undone && !graph.is_observable(&graph.node(reader).output[0]) {
-                gone.push(reader);
-            } else if !self.nodes.contains_key(&reader) {
+            let output = graph.node(reader).output.first();
+            let observable = output.is_some_and(|output| graph.is_observable(output));
+            if self::perm(graph.node(reader)).as_ref() != Some(back) {
+                others |= !self.nodes.contains_key(&reader);
+            } else if observable && seen.is_some() {
                 others = true;
+            } else {
+                gone.push(reader);
+                seen = seen.or(output.filter(|_| observable));
             }
         }
         if !gone.is_empty() || others {
-            let name = graph.fresh(&format!("{value}.turned"), None);
+            // What is seen from outside keeps its name.
+            let name = seen.cloned().unwrap_or_else(|| graph.fresh(&format!("{value}.turned"), None));
             for &transpose in &gone {
                 patch.remove(transpose);
-                patch.shunt(&graph.node(transpose).output[0], &name);
+                let output = &graph.node(transpose).output[0];
+                if *output != name {
+                    patch.shunt(output, &name);
+                }
             }
             if others {
                 patch.insert(id + 1, transpose_node(&name, value, perm));

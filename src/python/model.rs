@@ -106,8 +106,8 @@ impl PyModel {
     }
 
     /// Names of the values that calibration has to observe.
-    fn values_to_observe(&self) -> Vec<String> {
-        values_to_observe(&self.0)
+    fn values_to_observe(&self) -> PyResult<Vec<String>> {
+        Ok(values_to_observe(&self.0)?)
     }
 
     /// The model with only these values as outputs, their types left for the runtime to infer.
