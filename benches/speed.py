@@ -58,7 +58,7 @@ def main() -> None:
     if unknown := set(options.cases) - set(zoo.CASES):
         parser.error(f"unknown case: {', '.join(sorted(unknown))}")
 
-    timing.pin(options.core)
+    timing.pin(core=options.core)
     ways = [] if options.no_rustq else [variants.rustq(options.scheme)]
     ways.append(variants.onnxruntime(per_channel=True))
     store = zoo.Store(options.cache)

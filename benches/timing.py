@@ -12,11 +12,11 @@ from zoo import Feed, Run
 MIN_ROUNDS, MAX_ROUNDS = 15, 2000
 
 
-def pin(core: int | None = None) -> None:
-    """Keep this process and its children on one core (the last if not given), if possible."""
+def pin(count: int = 1, core: int | None = None) -> None:
+    """Keep this process and its children on a core, or on the last `count`, if possible."""
     if hasattr(os, "sched_setaffinity"):
-        chosen = max(os.sched_getaffinity(0)) if core is None else core
-        os.sched_setaffinity(0, {chosen})
+        last = sorted(os.sched_getaffinity(0))[-count:]
+        os.sched_setaffinity(0, last if core is None else {core})
 
 
 def interleaved(

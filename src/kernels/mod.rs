@@ -146,6 +146,21 @@ pub fn raise_abs_max(maxima: &mut [f32], x: &[f32]) {
     portable::raise_abs_max(maxima, x);
 }
 
+/// Raises each maximum to the magnitude of the sum of its elements in `a` and `b`.
+///
+/// # Panics
+/// If the slices differ in length.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn raise_abs_max_of_sums(maxima: &mut [f32], a: &[f32], b: &[f32]) {
+    portable::raise_abs_max_of_sums(maxima, a, b);
+}
+
+/// Sum of the squares, in f64.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn sum_of_squares(x: &[f32]) -> f64 {
+    portable::sum_of_squares(x)
+}
+
 /// Smallest magnitude that is neither 0 nor NaN, infinite if there is none.
 #[multiversion(targets("x86_64+avx2"))]
 fn least_magnitude(x: &[f32]) -> f32 {

@@ -219,6 +219,28 @@ pub(super) fn raise_abs_max(maxima: &mut [f32], x: &[f32]) {
     }
 }
 
+/// Raises each maximum to the magnitude of the sum of its two elements.
+#[inline(always)]
+pub(super) fn raise_abs_max_of_sums(maxima: &mut [f32], a: &[f32], b: &[f32]) {
+    assert!(a.len() == maxima.len() && b.len() == maxima.len());
+    for ((max, &a), &b) in maxima.iter_mut().zip(a).zip(b) {
+        *max = larger((a + b).abs(), *max);
+    }
+}
+
+#[inline(always)]
+pub(super) fn sum_of_squares(x: &[f32]) -> f64 {
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    let square = |v: f32| f64::from(v) * f64::from(v);
+    let mut sums = [0.0; LANES];
+    for chunk in chunks {
+        for (sum, &v) in sums.iter_mut().zip(chunk) {
+            *sum += square(v);
+        }
+    }
+    sums.into_iter().chain(tail.iter().map(|&v| square(v))).sum()
+}
+
 #[inline(always)]
 pub(super) fn abs_max(x: &[f32]) -> f32 {
     let (chunks, tail) = x.as_chunks::<LANES>();

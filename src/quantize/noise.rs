@@ -25,6 +25,7 @@ use super::weights::{WeightGrid, limits};
 use crate::calibration::Calibration;
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
+use crate::kernels;
 use crate::observer::Observer;
 use crate::ops::Role;
 use crate::qparams::QuantParams;
@@ -228,7 +229,7 @@ impl Weights {
         let limits = limits(graph, site.id, &values, &dims, grid);
         let count = limits.len().max(1) as f64;
         let per_channel = values.len() as f64 / count;
-        let squares: f64 = values.iter().map(|&w| f64::from(w).powi(2)).sum();
+        let squares = kernels::sum_of_squares(&values);
         let step = |limit: &f32| f64::from(limit / 127.0).powi(2) / 12.0;
         let errors: f64 = limits.iter().map(step).sum();
         Ok(Self { squared: squares / count, squared_errors: errors / count * per_channel })

@@ -13,6 +13,7 @@
 //! saturates, was found by giving ONNX Runtime 1.32 one pair of large weights at a time on such a processor.
 
 use crate::graph::NodeExt;
+use crate::kernels;
 use crate::onnx::NodeProto;
 
 /// The largest magnitude of the sum of a pair, for each output channel of the weights of `node` along `axis`.
@@ -55,9 +56,7 @@ fn of_columns(values: &[f32], count: usize) -> Vec<f32> {
     let mut largest = vec![0.0; count];
     for pair in values.chunks_exact(2 * count.max(1)) {
         let (even, odd) = pair.split_at(count);
-        for ((most, a), b) in largest.iter_mut().zip(even).zip(odd) {
-            *most = greater(*most, (a + b).abs());
-        }
+        kernels::raise_abs_max_of_sums(&mut largest, even, odd);
     }
     largest
 }

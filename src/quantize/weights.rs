@@ -5,8 +5,6 @@
 //! s_x · s_w\[c\] and zero point 0, so that the kernel adds it to its int32 sums as it is
 //! (Jacob et al. 2018, equation 11).
 
-use rayon::prelude::*;
-
 use super::noise::decibels;
 use super::pairs;
 use crate::correct::Corrections;
@@ -14,7 +12,7 @@ use crate::correct::inputs::Moments;
 use crate::correct::layer::{Effect, Weights};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeExt, NodeId};
-use crate::kernels;
+use crate::kernels::{self, Along, Params};
 use crate::onnx::TensorProto;
 use crate::qparams::QuantParams;
 use crate::tensor::{floats, shape};
@@ -160,7 +158,7 @@ fn on_grid(
     }
     let mut params = QuantParams::per_channel(&limits, axis);
     let (quantized, noise) = channels.quantize(values, &params.scale);
-    let power: f64 = values.iter().map(|&v| f64::from(v).powi(2)).sum();
+    let power = kernels::sum_of_squares(values);
     if !per_channel {
         params = QuantParams { scale: params.scale[..1].to_vec(), zero_point: vec![0], axis: None, ..params };
     }
@@ -230,10 +228,7 @@ impl Channels {
         let mut abs_max = vec![0_f32; self.count];
         if self.inner == 1 {
             for row in values.chunks_exact(self.count.max(1)) {
-                for (m, &v) in abs_max.iter_mut().zip(row) {
-                    let v = v.abs();
-                    *m = if v > *m { v } else { *m };
-                }
+                kernels::raise_abs_max(&mut abs_max, row);
             }
         } else {
             for (i, row) in values.chunks_exact(self.inner.max(1)).enumerate() {
@@ -246,30 +241,11 @@ impl Channels {
 
     /// The integers, and the sum of the squared errors.
     fn quantize(&self, values: &[f32], scale: &[f32]) -> (Vec<i8>, f64) {
+        let along = Along::Axis { channels: self.count, inner: self.inner.max(1) };
+        let zero_point = vec![0; self.count];
+        let params = Params { scale, zero_point: &zero_point, qmin: -127, qmax: 127, along };
         let mut quantized = vec![0_i8; values.len()];
-        let row = self.inner.max(1);
-        let noise = if row == 1 {
-            let rows = quantized.par_chunks_mut(self.count.max(1)).zip(values.par_chunks(self.count.max(1)));
-            rows.map(|(out, x)| x.iter().zip(scale).zip(out).map(|((&x, &s), q)| round(x, s, q)).sum::<f64>())
-                .sum()
-        } else {
-            let rows = quantized.par_chunks_mut(row).zip(values.par_chunks(row)).enumerate();
-            rows.map(|(i, (out, x))| {
-                let scale = scale[i % self.count];
-                kernels::quantize_clamped(x, scale, 0, -127, 127, out);
-                kernels::quantization_error(x, scale, 0, -127, 127)
-            })
-            .sum()
-        };
-        (quantized, noise)
+        kernels::quantize_tensor(values, params, &mut quantized);
+        (quantized, kernels::quantization_error_tensor(values, params))
     }
-}
-
-/// Rounds one value and returns its squared error.
-fn round(x: f32, scale: f32, q: &mut i8) -> f64 {
-    // Clamped to integers first, and rounded by an addition: `round_ties_even` is a library call on older processors.
-    const ROUNDER: f32 = 12_582_912.0; // 1.5 × 2²³
-    let rounded = (x / scale).clamp(-127.0, 127.0) + ROUNDER - ROUNDER;
-    *q = rounded as i8;
-    f64::from(x - rounded * scale).powi(2)
 }
