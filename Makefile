@@ -92,7 +92,8 @@ zoo: release $(TOOLS) ## print every published figure: accuracy, speed, cost (he
 	$(PY) -m pip install --quiet -r benches/requirements.txt
 	$(PY) benches/accuracy.py --peer
 	$(PY) benches/speed.py
-	$(PY) benches/cost.py --peer
+	$(PY) benches/cost.py --peer --threads 1 2
+	$(PY) benches/calibration.py
 
 ncnn: release $(TOOLS) ## run the zoo's image models in ncnn, in float and int8 (heavy: downloads 500 MB)
 	$(PY) -m pip install --quiet -r benches/requirements.txt

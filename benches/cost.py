@@ -9,8 +9,8 @@ Every figure comes from a fresh process on as many cores as threads, which reads
 file, one at a time (`cost_job.py`). Time is from loading the model to the saved file: that of the
 processor, and that of the clock; the ways take turns, medians of `--repeat` rounds, and the ratios
 are to float inference (session and runs, ONNX Runtime's default optimizations). onnxruntime is
-measured without its preparation step, in its favour. Memory is the process's peak resident set size.
-Peers besides onnxruntime have environments of their own, see `peers.py`.
+measured without its preparation step, in its favour. Memory is the peak resident set size. Peers
+besides onnxruntime have environments of their own, see `peers.py`.
 """
 
 from __future__ import annotations
