@@ -7,6 +7,7 @@ python benches/fold.py --models DIR   # networks exported before, see torchvisio
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -23,14 +24,23 @@ from onnx import TensorProto, helper, numpy_helper
 TIMED = ("mobilenet_v2", "resnet50", "vit_b_16")
 
 
-def median(run: Callable[[], object], repeats: int) -> float:
-    """Seconds of wall clock, the first run left out."""
+def median(
+    run: Callable[[], object], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds by a clock, the first run left out."""
+    return medians(run, repeats, clock)[0]
+
+
+def medians(
+    run: Callable[[], object], repeats: int, *clocks: Callable[[], float]
+) -> tuple[float, ...]:
+    """Seconds by each clock, the first run left out."""
     times = []
     for _ in range(repeats + 1):
-        started = time.perf_counter()
+        started = [clock() for clock in clocks]
         run()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+        times.append([clock() - start for clock, start in zip(clocks, started, strict=True)])
+    return tuple(statistics.median(column) for column in zip(*times[1:], strict=True))
 
 
 def outputs(model: Path) -> list[np.ndarray]:
@@ -91,20 +101,26 @@ def left_over(folder: Path, target: Path) -> None:
 
 
 def timings(folder: Path, target: Path, repeats: int) -> None:
-    print(f"\nload → fold → save, wall clock, one run; {simplifiers.versions()}\n")
-    print("| network | tool | ms | ÷ rustq | BatchNormalization left |\n|---|---|---|---|---|")
+    print(f"\nload → fold → save, clock and processor, one run; {simplifiers.versions()}")
+    print("rustq waits until the file is on the disk, the others do not.\n")
+    print("| network | tool | ms | ÷ rustq | CPU ms | ÷ rustq | BatchNormalization left |")
+    print("|---|---|---|---|---|---|---|")
     for name in TIMED:
-        source, own = folder / f"{name}.onnx", 0.0
+        source, own = folder / f"{name}.onnx", ()
         for tool, simplify in simplifiers.TOOLS.items():
             target.unlink(missing_ok=True)
+            if hasattr(os, "sync"):
+                os.sync()  # what others wrote is not to be waited for
             try:
-                seconds = median(lambda s=simplify, p=source: s(p, target), repeats)
+                clocks = time.perf_counter, time.process_time
+                taken = medians(lambda s=simplify, p=source: s(p, target), repeats, *clocks)
             except Exception as error:  # whatever a peer raises is its result
-                print(f"| {name} | {tool} | {type(error).__name__} | | |")
+                print(f"| {name} | {tool} | {type(error).__name__} | | | | |")
                 continue
-            own = own or seconds
-            left = counted(target)[0]
-            print(f"| {name} | {tool} | {seconds * 1e3:.0f} | {seconds / own:.1f} | {left} |")
+            own = own or taken
+            pairs = zip(taken, own, strict=True)
+            cells = " | ".join(f"{t * 1e3:.0f} | {t / o:.1f}" for t, o in pairs)
+            print(f"| {name} | {tool} | {cells} | {counted(target)[0]} |", flush=True)
 
 
 def limits(folder: Path, repeats: int) -> None:
