@@ -18,7 +18,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/maturin
 WITH_PYTHON := PYO3_PYTHON="$(abspath $(PY))"
 
-.PHONY: help demo develop test test-rust test-python test-tensorrt check format lint lint-rust lint-python docs bench bench-fold bench-peers bench-targets zoo ncnn \
+.PHONY: help demo develop test test-rust test-python test-tensorrt test-pnnx check format lint lint-rust lint-python docs bench bench-fold bench-peers bench-targets zoo ncnn \
 	exhaustive test-aarch64 sanitize \
 	release wheel sdist clean
 
@@ -43,6 +43,10 @@ test-python: $(INSTALLED) $(TOOLS)
 test-tensorrt: $(INSTALLED) $(TOOLS) ## have NVIDIA's parser and builder check what is written for TensorRT (proprietary, 90 MB, no GPU)
 	$(PY) -m pip install --quiet -r requirements-tensorrt.txt
 	$(PY) -m pytest tests/test_tensorrt_parser.py
+
+test-pnnx: $(INSTALLED) $(TOOLS) ## compare with pnnx, ncnn's own converter (85 MB)
+	$(PY) -m pip install --quiet --no-deps -r requirements-pnnx.txt
+	$(PY) -m pytest tests/test_ncnn_pnnx.py
 
 exhaustive: $(INSTALLED) $(TOOLS) ## compare the kernels with their definition and ONNX Runtime on all 2^32 floats (minutes)
 	cargo test --locked --release --lib kernels -- --ignored

@@ -2,8 +2,10 @@
 
     python benches/networks.py FOLDER [NAME …]
 
-ResNet-18 and -50 (He et al. 2016), a ViT-Ti/16 (Dosovitskiy et al. 2021, Touvron et al. 2021), and
-a small net of many operators. Convolutions stand for their folded BatchNormalization.
+ResNet-18 and -50 (He et al. 2016), a ViT-Ti/16 (Dosovitskiy et al. 2021, Touvron et al. 2021),
+MobileNetV3-Small (Howard et al. 2019), ShuffleNetV2 x0.5 (Ma et al. 2018), a U-Net (Ronneberger et
+al. 2015), a bidirectional LSTM, and a small net of many operators. Convolutions stand for their
+folded BatchNormalization.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ OPSET = 17
 
 
 class Builder:
-    """A graph under construction, whose input is a float32 image `input`."""
+    """A graph under construction, whose float32 `input` is a square image, or of another shape."""
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, side: int, shape: tuple[int, ...] = ()) -> None:
         self.random = np.random.default_rng(0)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        shape = [1, 3, side, side]
+        shape = shape or (1, 3, side, side)
         self.inputs = [helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, shape)]
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
@@ -51,6 +53,12 @@ class Builder:
         weights = self.weights(outputs, inputs, kernel, kernel, fan_in=inputs * kernel**2)
         bias, pads = self.constant(self.random.normal(size=outputs) / 10), [kernel // 2] * 4
         return self.op("Conv", x, weights, bias, strides=[stride] * 2, pads=pads)
+
+    def depthwise(self, x: str, channels: int, kernel: int, stride: int = 1) -> str:
+        """The same with each channel by itself."""
+        weights = self.weights(channels, 1, kernel, kernel, fan_in=kernel**2)
+        bias, pads = self.constant(self.random.normal(size=channels) / 10), [kernel // 2] * 4
+        return self.op("Conv", x, weights, bias, strides=[stride] * 2, pads=pads, group=channels)
 
     def linear(self, x: str, inputs: int, outputs: int) -> str:
         """A MatMul and the Add of its bias."""
@@ -147,6 +155,115 @@ def vit(width: int = 192, heads: int = 3, depth: int = 12) -> onnx.ModelProto:
     return net.model(net.linear(x, width, 1000))
 
 
+V3_SMALL = (
+    # kernel, width inside, outputs, squeeze-and-excitation, hard-swish, stride
+    (3, 16, 16, True, False, 2),
+    (3, 72, 24, False, False, 2),
+    (3, 88, 24, False, False, 1),
+    (5, 96, 40, True, True, 2),
+    (5, 240, 40, True, True, 1),
+    (5, 240, 40, True, True, 1),
+    (5, 120, 48, True, True, 1),
+    (5, 144, 48, True, True, 1),
+    (5, 288, 96, True, True, 2),
+    (5, 576, 96, True, True, 1),
+    (5, 576, 96, True, True, 1),
+)
+"""The blocks of MobileNetV3-Small."""
+
+
+def mobilenet_v3() -> onnx.ModelProto:
+    """MobileNetV3-Small."""
+    net, inputs = Builder(224), 16
+    x = net.op("HardSwish", net.conv("input", 3, 16, 3, 2))
+    for kernel, width, outputs, gated, swish, stride in V3_SMALL:
+        activation = "HardSwish" if swish else "Relu"
+        y = x if width == inputs else net.op(activation, net.conv(x, inputs, width, 1))
+        y = net.op(activation, net.depthwise(y, width, kernel, stride))
+        if gated:
+            gate = net.op("Relu", net.conv(net.op("GlobalAveragePool", y), width, width // 4, 1))
+            gate = net.op("HardSigmoid", net.conv(gate, width // 4, width, 1), alpha=1 / 6)
+            y = net.op("Mul", y, gate)
+        y = net.conv(y, width, outputs, 1)
+        x = net.op("Add", x, y) if stride == 1 and inputs == outputs else y
+        inputs = outputs
+    x = net.op("HardSwish", net.conv(x, inputs, 576, 1))
+    x = net.op("Flatten", net.op("GlobalAveragePool", x))
+    x = net.op("HardSwish", net.linear(x, 576, 1024))
+    return net.model(net.linear(x, 1024, 1000))
+
+
+def shuffled(net: Builder, x: str, channels: int, side: int) -> str:
+    """The channels of two halves in turn."""
+    x = net.op("Reshape", x, net.integers(1, 2, channels // 2, side, side))
+    x = net.op("Transpose", x, perm=[0, 2, 1, 3, 4])
+    return net.op("Reshape", x, net.integers(1, channels, side, side))
+
+
+def shufflenet_v2() -> onnx.ModelProto:
+    """ShuffleNetV2 x0.5."""
+    net, side, inputs = Builder(224), 56, 24
+    x = net.op("Relu", net.conv("input", 3, 24, 3, 2))
+    x = net.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+
+    def branch(x: str, inputs: int, outputs: int, stride: int) -> str:
+        x = net.op("Relu", net.conv(x, inputs, outputs, 1))
+        return net.op("Relu", net.conv(net.depthwise(x, outputs, 3, stride), outputs, outputs, 1))
+
+    for channels, count in ((48, 4), (96, 8), (192, 4)):
+        half, side = channels // 2, side // 2
+        beside = net.conv(net.depthwise(x, inputs, 3, 2), inputs, half, 1)
+        halves = net.op("Relu", beside), branch(x, inputs, half, 2)
+        for _ in range(count - 1):
+            x = shuffled(net, net.op("Concat", *halves, axis=1), channels, side)
+            left, right = (
+                net.op("Slice", x, *(net.integers(v) for v in (start, start + half, 1)))
+                for start in (0, half)
+            )
+            halves = left, branch(right, half, half, 1)
+        x, inputs = shuffled(net, net.op("Concat", *halves, axis=1), channels, side), channels
+    x = net.op("Relu", net.conv(x, inputs, 1024, 1))
+    x = net.op("ReduceMean", x, axes=[2, 3], keepdims=0)
+    return net.model(net.linear(x, 1024, 1000))
+
+
+def unet(side: int = 64) -> onnx.ModelProto:
+    """Two levels down, two up: transposed convolutions, skips by concatenation."""
+    net = Builder(side)
+
+    def block(x: str, inputs: int, outputs: int) -> str:
+        x = net.op("Relu", net.conv(x, inputs, outputs, 3))
+        return net.op("Relu", net.conv(x, outputs, outputs, 3))
+
+    def down(x: str) -> str:
+        return net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+
+    def up(x: str, inputs: int, outputs: int) -> str:
+        weights = net.weights(inputs, outputs, 2, 2, fan_in=inputs)
+        return net.op("ConvTranspose", x, weights, net.constant(np.zeros(outputs)), strides=[2, 2])
+
+    first = block("input", 3, 16)
+    second = block(down(first), 16, 32)
+    x = up(block(down(second), 32, 64), 64, 32)
+    x = up(block(net.op("Concat", x, second, axis=1), 64, 32), 32, 16)
+    x = block(net.op("Concat", x, first, axis=1), 32, 16)
+    return net.model(net.op("Sigmoid", net.conv(x, 16, 2, 1)))
+
+
+def lstm(steps: int = 40, inputs: int = 32, hidden: int = 48) -> onnx.ModelProto:
+    """Two bidirectional LSTMs and a classifier of each step."""
+    net = Builder(0, (1, steps, inputs))
+    x = net.op("Transpose", "input", perm=[1, 0, 2])
+    for width in (inputs, 2 * hidden):
+        weights = [net.weights(2, 4 * hidden, size, fan_in=2 * size) for size in (width, hidden)]
+        weights.append(net.constant(net.random.normal(size=(2, 8 * hidden)) / 10))
+        y = net.op("LSTM", x, *weights, hidden_size=hidden, direction="bidirectional")
+        y = net.op("Transpose", y, perm=[0, 2, 1, 3])
+        x = net.op("Reshape", y, net.integers(steps, 1, 2 * hidden))
+    x = net.linear(net.op("Transpose", x, perm=[1, 0, 2]), 2 * hidden, 64)
+    return net.model(net.op("Softmax", x, axis=-1))
+
+
 def mixed() -> onnx.ModelProto:
     """Pools, a gate, a transposed convolution, Resize, Concat, attention: one of each."""
     net = Builder(64)
@@ -173,7 +290,17 @@ def mixed() -> onnx.ModelProto:
 
 
 NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
-    make.__name__: make for make in (resnet18, resnet50, vit, mixed)
+    make.__name__: make
+    for make in (
+        resnet18,
+        resnet50,
+        vit,
+        mobilenet_v3,
+        shufflenet_v2,
+        unet,
+        lstm,
+        mixed,
+    )
 }
 
 

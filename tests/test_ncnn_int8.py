@@ -240,3 +240,37 @@ def test_ncnn_crashes_are_reported(tmp_path: Path) -> None:
     path.with_suffix(".bin").write_bytes(b"")
     with pytest.raises(Crash, match=r"bad\.param"):
         run_ncnn([Case(path, [{}], ["y"])])
+
+
+def test_the_simulation_computes_what_ncnn_does(tmp_path: Path) -> None:
+    model, path = built(conv()), tmp_path / "conv.param"
+    result = exported(model, path)
+    feed, names = feeds(model)[0], [value.name for value in model.graph.output]
+    found = run_ncnn([Case(path, [unbatched(feed)], names)])[0][0][0]
+    (simulated,) = run(result.to_onnx(), feed)
+    np.testing.assert_allclose(simulated[0], found, atol=1e-5 * np.abs(found).max())
+    output = rustq.compare(model, result, feeds(model)).outputs[0]
+    assert 30 < (output.sqnr_db or 0) < 60
+
+
+def test_as_many_layers_in_int8_as_a_limit_allows(tmp_path: Path) -> None:
+    net, loud = Net(), np.ones((16, 1, 1), np.float32)
+    loud[5] = 300
+    x = net.op("Conv", image(net, 16), net.constant(net.random.normal(size=(16, 1, 3, 3)) / loud[..., None]),
+               group=16, name="ruined", pads=[1] * 4)  # fmt: skip
+    model = net.model(net.conv(net.op("Relu", net.conv(x, 16, 32)), 32, 8))
+    data = [{"x": feed["x"] * loud} for feed in feeds(model)]
+    everything = rustq.compare(
+        model, rustq.quantize(model, data, target="ncnn", config=ALL_INT8), data
+    )
+    limited = rustq.quantize(model, data, target="ncnn", config=ALL_INT8, max_drop=0.001)
+    kept = [layer.name for layer in limited.report.layers if not layer.quantized]
+    assert kept == ["ruined"], limited.report
+    assert (limited.report.drop or 1) <= 0.001
+    assert "would hold the output SQNR" in "".join(limited.report.notes)
+    (before,), (after,) = everything.outputs, rustq.compare(model, limited, data).outputs
+    assert (before.sqnr_db or 0) < 30 < (after.sqnr_db or 0)
+    found = rustq.sensitivity(model, data, target="ncnn", config=ALL_INT8)
+    assert found.layers[0].name == "ruined"
+    exact = rustq.sensitivity(model, data, target="ncnn", config=ALL_INT8, exact=True)
+    assert exact.layers[0].name == "ruined"

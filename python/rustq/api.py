@@ -17,14 +17,14 @@ from rustq.errors import DataError, UnsupportedError
 from rustq.folding import FoldedModel, folded
 from rustq.model import Model, QuantizedModel, core_of
 from rustq.progress import Progress, reporting
-from rustq.targets import TARGETS, Job, Outcome, Target
+from rustq.targets import TARGETS, Job, Outcome, Target, check_measured
 from rustq.targets import target as target_named
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from rustq.data import Feeds
-    from rustq.measuring import Metric
+    from rustq.measuring import Metric, Sessions
     from rustq.report import Report
     from rustq.targets import Unsupported
 
@@ -136,8 +136,9 @@ def quantize(
             cost too much stay float, as few as are found to be enough. With `metric`, the
             difference of the two scores; without, the energy of the outputs' error relative to
             the outputs' own, averaged over the outputs: 0.01 is an SQNR of 20 dB, 0.001 of 30 dB.
-            That is measured on the first 64 feeds of the data; an iterator is read into a list. If
-            it cannot be met, the report's notes say so; its `drop` is what was measured.
+            That is measured on the first 64 feeds of the data; an iterator is read into a list.
+            For TensorRT and ncnn their arithmetic is computed in ONNX Runtime. If it cannot be met,
+            the report's notes say so; its `drop` is what was measured.
         metric: a function that is given a `run`, calls it on its own inputs, and returns a number,
             higher is better. `run(feed)` takes one feed in any form that `data` may hold, and
             returns the list of the outputs.
@@ -262,6 +263,18 @@ class Task:
             samples.shapes,
         )
 
+    @property
+    def as_run(self) -> _rustq.Model:
+        """The float model in the shapes that the target runs it in."""
+        return self.runtime.as_run(self.model, self.config, self.shapes)
+
+    @property
+    def sessions(self) -> Sessions:
+        """How it and its quantized forms are run to be measured."""
+        from rustq.measuring import Sessions
+
+        return Sessions(self.config, self.runtime.session_options)
+
     def outcome(self, excluded: Sequence[str] = (), *, everything: bool = False) -> Outcome:
         """What the target makes of it with these nodes in float, besides those of the config."""
         excludes = self.config.excludes
@@ -373,8 +386,7 @@ def _check_limit(max_drop: float | None, metric: Metric | None, target: str) -> 
         raise ValueError(f"max_drop must be 0 or more, got {max_drop!r}")
     if metric is not None and not callable(metric):
         raise TypeError(f"metric must be a function, got {type(metric).__name__}")
-    if target != "onnxruntime":
-        raise UnsupportedError("max_drop is measured in ONNX Runtime, for that target alone")
+    check_measured(target)
 
 
 def _scheme_of(scheme: str, calibration: Calibration | None, config: QuantConfig) -> str:

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rustq.comparison import run
-from rustq.samples import Array, Feed, Session
+from rustq.samples import Array, Feed
 
 if TYPE_CHECKING:
     import onnx
 
     from rustq import _rustq
-    from rustq.config import QuantConfig
+    from rustq.measuring import Sessions
     from rustq.report import LayerReport
 
 __all__ = ["shares"]
@@ -64,7 +64,7 @@ def shares(
     quantized: _rustq.Model,
     layers: Iterable[LayerReport],
     feeds: Sequence[Feed],
-    config: QuantConfig,
+    run_as: Sessions,
 ) -> dict[str, float]:
     """Each int8 layer's share of the error of the outputs; together 1, or 0 without any error.
 
@@ -73,7 +73,7 @@ def shares(
         quantized: its quantized form, whose values have the names that they have in `model`.
         layers: the report's.
         feeds: what to run both on.
-        config: `threads` and `providers` are used.
+        run_as: how both are run.
     """
     import onnx
 
@@ -88,20 +88,13 @@ def shares(
     _set_outputs(simulated.graph, [*names, *(name + BESIDE for name in own)])
     energies = _Energies(names, own)
     sessions = (
-        _session(model.with_outputs(names).to_bytes(), config),
-        _session(simulated.SerializeToString(), config),
+        run_as.session(model.with_outputs(names)),
+        run_as.session(simulated.SerializeToString()),
     )
     for sample, feed in enumerate(feeds):
         expected = run(sessions[0], names, feed, sample)
         energies.add(expected, sessions[1].run(None, feed))
     return _divided(steps, outputs, energies)
-
-
-def _session(model: bytes, config: QuantConfig) -> Session:
-    from rustq.runner import session
-
-    made: Session = session(model, threads=config.threads, providers=tuple(config.providers))
-    return made
 
 
 # ------------------------------------------------------------------------------ the graph

@@ -426,7 +426,8 @@ def _prospect(op_counts: dict[str, int], weight_bytes: int) -> str:
 @commands.command()
 @click.argument("model", type=MODEL)
 @click.option("--data", metavar="PATH", required=True, help=DATA_HELP)
-@click.option("--scheme", type=click.Choice(SCHEMES), default="asym", show_default=True)
+@click.option("--scheme", type=click.Choice(SCHEMES), help="[default: the target's]")
+@click.option("--target", type=click.Choice(TARGETS), default="onnxruntime", show_default=True)
 @click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True)
 @click.option("--exact", is_flag=True, help="Measure every layer by itself: slow.")
 @click.option(
@@ -437,7 +438,8 @@ def _prospect(op_counts: dict[str, int], weight_bytes: int) -> str:
 def sensitivity(
     model: Path,
     data: str,
-    scheme: str,
+    scheme: str | None,
+    target: str,
     exact: bool,
     top: int,
     as_json: bool,
@@ -451,7 +453,13 @@ def sensitivity(
     settings = config(images=images, **knobs)
     with reporting(True, "measuring") as progress:
         found = rustq.sensitivity(
-            model, Path(data), scheme=scheme, config=settings, exact=exact, progress=progress
+            model,
+            Path(data),
+            scheme=scheme,
+            target=target,
+            config=settings,
+            exact=exact,
+            progress=progress,
         )
     if as_json:
         console.show_json(found.to_dict())

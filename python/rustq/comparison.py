@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from rustq import text
 from rustq.config import QuantConfig
 from rustq.errors import DataError, ModelError
 from rustq.latency import interleaved_medians
+from rustq.model import QuantizedModel
 from rustq.plain import plain
 from rustq.progress import Progress, reporting
 from rustq.samples import Array, Feed, Session, inputs_of
+from rustq.targets import TARGETS
 
 __all__ = ["Comparison", "OutputComparison", "compare"]
 
@@ -56,7 +58,8 @@ class Comparison:
         samples: number of feeds that both models were run on.
         size_float: bytes of the float model.
         size_quantized: bytes of the quantized model.
-        latency_float_ms: median time of the first feed in ONNX Runtime.
+        latency_float_ms: median time of the first feed in ONNX Runtime; `None` where the quantized
+            model is for another runtime.
         latency_quantized_ms: the same for the quantized model, run by turns with the float one.
         threads: ONNX Runtime threads of both.
         notes: what could not be compared, one line each.
@@ -66,14 +69,16 @@ class Comparison:
     samples: int
     size_float: int
     size_quantized: int
-    latency_float_ms: float
-    latency_quantized_ms: float
+    latency_float_ms: float | None
+    latency_quantized_ms: float | None
     threads: int
     notes: tuple[str, ...] = ()
 
     @property
-    def speedup(self) -> float:
+    def speedup(self) -> float | None:
         """Float time over quantized time: above 1 the quantized model is faster."""
+        if self.latency_float_ms is None or self.latency_quantized_ms is None:
+            return None
         return self.latency_float_ms / self.latency_quantized_ms
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,20 +110,13 @@ class Comparison:
         """Size and latency as text, in the columns of `COST_HEADER`."""
         share = self.size_quantized / self.size_float
         threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
-        return [
-            (
-                "size",
-                text.size(self.size_float),
-                text.size(self.size_quantized),
-                f"{100 * share:.0f} %",
-            ),
-            (
-                f"latency, {threads}",
-                text.milliseconds(self.latency_float_ms),
-                text.milliseconds(self.latency_quantized_ms),
-                f"{self.speedup:.2f}x {'faster' if self.speedup >= 1 else '(slower)'}",
-            ),
-        ]
+        sizes = text.size(self.size_float), text.size(self.size_quantized)
+        rows: list[tuple[str, ...]] = [("size", *sizes, f"{100 * share:.0f} %")]
+        times = self.latency_float_ms, self.latency_quantized_ms
+        if self.speedup is not None:
+            faster = f"{self.speedup:.2f}x {'faster' if self.speedup >= 1 else '(slower)'}"
+            rows.append((f"latency, {threads}", *map(text.milliseconds, times), faster))
+        return rows
 
     def _repr_html_(self) -> str:
         from rustq.page.advice import Facts
@@ -151,6 +149,9 @@ def compare(
 ) -> Comparison:
     """Runs both models in ONNX Runtime on the same data and compares what comes out.
 
+    Of a `rustq.QuantizedModel` for another runtime, what that computes is compared, and no times
+    are taken.
+
     Outputs are compared as they come and not kept, so memory does not grow with the data.
 
     Args:
@@ -171,9 +172,13 @@ def compare(
     config = config or QuantConfig()
     threads = config.threads or 1
     sources = [_source(model), _source(quantized)]
-    sessions = [_session(source, threads, config) for source in sources]
+    runtime = quantized._target if isinstance(quantized, QuantizedModel) else TARGETS["onnxruntime"]
+    sessions = [
+        _session(source, threads, config, options)
+        for source, options in zip(sources, ({}, runtime.session_options), strict=True)
+    ]
     names = _common_outputs(*sessions)
-    stream = feeds(data, inputs_of(sessions[0]), config.images)
+    stream = feeds(data, inputs_of(sessions[1]), config.images)
     tallies = {name: Tally(name) for name, _ in names}
     first: Feed | None = None
     samples = 0
@@ -188,14 +193,16 @@ def compare(
             report(samples, stream.length)
     assert first is not None
     kept = first
-    latency = interleaved_medians(
-        lambda: sessions[0].run(None, kept), lambda: sessions[1].run(None, kept)
-    )
+    latency: tuple[float | None, float | None] = (None, None)
+    if runtime.name == "onnxruntime":
+        latency = interleaved_medians(
+            lambda: sessions[0].run(None, kept), lambda: sessions[1].run(None, kept)
+        )
     return Comparison(
         outputs=tuple(tally.result() for tally in tallies.values() if tally.values),
         samples=samples,
         size_float=_size(sources[0]),
-        size_quantized=_size(sources[1]),
+        size_quantized=_size_of(quantized, sources[1]),
         latency_float_ms=latency[0],
         latency_quantized_ms=latency[1],
         threads=threads,
@@ -215,16 +222,25 @@ def _source(model: Any) -> Path | bytes:
     return serialized
 
 
+def _size_of(model: Any, source: Path | bytes) -> int:
+    """Bytes of what is deployed."""
+    return model.report.size_after if isinstance(model, QuantizedModel) else _size(source)
+
+
 def _size(source: Path | bytes) -> int:
     return len(source) if isinstance(source, bytes) else source.stat().st_size
 
 
-def _session(source: Path | bytes, threads: int, config: QuantConfig) -> Session:
+def _session(
+    source: Path | bytes, threads: int, config: QuantConfig, options: Mapping[str, Any]
+) -> Session:
     from rustq.runner import session
 
     if isinstance(source, Path):
         source.stat()  # a missing file is an OSError like any other, not ONNX Runtime's error
-    made: Session = session(source, threads=threads, providers=tuple(config.providers))
+    made: Session = session(
+        source, threads=threads, providers=tuple(config.providers), options=options
+    )
     return made
 
 

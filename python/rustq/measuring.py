@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from rustq import _rustq
     from rustq.config import QuantConfig
 
-__all__ = ["SAMPLES", "Metric", "OutputError", "Reference", "Run", "repeatable", "scored"]
+__all__ = [
+    "SAMPLES",
+    "Metric",
+    "OutputError",
+    "Reference",
+    "Run",
+    "Sessions",
+    "repeatable",
+    "scored",
+]
 
 SAMPLES = 64
 """Feeds that errors are measured on, the first of the data."""
@@ -65,17 +74,48 @@ def repeatable(data: Any) -> Any:
     return list(data) if isinstance(data, Iterator) else data
 
 
-class Reference:
-    """The float model's outputs on the first feeds of the data, kept to compare others with."""
+@dataclass(frozen=True)
+class Sessions:
+    """How models are run to be measured.
 
-    def __init__(self, model: _rustq.Model, data: Any, config: QuantConfig) -> None:
+    Attributes:
+        config: `threads`, `providers` and `images` are used.
+        options: of ONNX Runtime, see `Target.session_options`.
+    """
+
+    config: QuantConfig
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def session(self, model: _rustq.Model | bytes) -> Session:
+        """A session for a model, or a serialized one."""
+        from rustq.runner import session
+
+        config = self.config
+        made: Session = session(
+            model if isinstance(model, bytes) else model.to_bytes(),
+            threads=config.threads,
+            providers=tuple(config.providers),
+            options=self.options,
+        )
+        return made
+
+
+class Reference:
+    """The float model's outputs on the first feeds of the data, kept to compare others with.
+
+    Attributes:
+        feeds: these feeds.
+        sessions: how models are run.
+    """
+
+    def __init__(self, model: _rustq.Model, data: Any, sessions: Sessions) -> None:
         from rustq.data import feeds
 
-        session = _session(model, config)
-        self._config = config
+        session = sessions.session(model)
+        self.sessions = sessions
         self._names = [output.name for output in session.get_outputs()]
         self.feeds: list[Feed] = list(
-            islice(feeds(data, inputs_of(session), config.images), SAMPLES)
+            islice(feeds(data, inputs_of(session), sessions.config.images), SAMPLES)
         )
         self._expected = [
             run(session, self._names, feed, sample) for sample, feed in enumerate(self.feeds)
@@ -83,7 +123,7 @@ class Reference:
 
     def error(self, model: _rustq.Model) -> OutputError:
         """The error of a model with the same inputs and outputs."""
-        session = _session(model, self._config)
+        session = self.sessions.session(model)
         tallies = [Tally(name) for name in self._names]
         for sample, (feed, expected) in enumerate(zip(self.feeds, self._expected, strict=True)):
             actual = run(session, self._names, feed, sample)
@@ -96,13 +136,13 @@ class Reference:
         )
 
 
-def scored(metric: Metric, model: _rustq.Model, config: QuantConfig) -> float:
+def scored(metric: Metric, model: _rustq.Model, sessions: Sessions) -> float:
     """What a metric says of a model.
 
     Raises:
         ValueError: it is not a finite number.
     """
-    session = _session(model, config)
+    session = sessions.session(model)
     inputs = inputs_of(session)
 
     def run_one(sample: Any) -> list[Array]:
@@ -118,15 +158,6 @@ def scored(metric: Metric, model: _rustq.Model, config: QuantConfig) -> float:
     if not math.isfinite(score):
         raise ValueError(f"metric must return a finite number, it returned {score}")
     return score
-
-
-def _session(model: _rustq.Model, config: QuantConfig) -> Session:
-    from rustq.runner import session
-
-    made: Session = session(
-        model.to_bytes(), threads=config.threads, providers=tuple(config.providers)
-    )
-    return made
 
 
 def _noise(sqnr_db: float | None) -> float:

@@ -41,7 +41,7 @@ def within(
     holds. Every model that counts was measured.
     """
     data = repeatable(data)
-    reference = Reference(task.model, data, task.config)
+    reference = Reference(task.as_run, data, task.sessions)
     with reporting(progress, "searching") as report:
         search = _Search(task, limit, _measure(task, reference, metric), report)
         full = search.attempt(())
@@ -59,8 +59,8 @@ def _measure(
     """How much worse than the float model a quantized one is."""
     if metric is None:
         return lambda model: reference.error(model._core).noise
-    float_score = scored(metric, task.model, task.config)
-    return lambda model: float_score - scored(metric, model._core, task.config)
+    float_score = scored(metric, task.as_run, task.sessions)
+    return lambda model: float_score - scored(metric, model._core, task.sessions)
 
 
 class _Search:

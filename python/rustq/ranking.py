@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from rustq.config import QuantConfig
 from rustq.measuring import Metric, OutputError, Reference, decibels, repeatable, scored
 from rustq.plain import plain
 from rustq.progress import Progress, reporting
+from rustq.targets import check_measured
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -132,6 +133,7 @@ def sensitivity(
     data: Any,
     *,
     scheme: str | None = None,
+    target: str = "onnxruntime",
     config: QuantConfig | None = None,
     metric: Metric | None = None,
     exact: bool = False,
@@ -150,6 +152,8 @@ def sensitivity(
         data: samples, in any form that `quantize` takes them. They calibrate, and the first 64
             feeds are what errors are measured on.
         scheme: see `quantize`.
+        target: `"onnxruntime"`, `"tensorrt"` or `"ncnn"`; the arithmetic of the others is computed
+            in ONNX Runtime.
         config: see `quantize`.
         metric: a function that is given a `run`, calls it on its own inputs, and returns a number,
             higher is better. `run(feed)` takes one feed in any form that `data` may hold and
@@ -162,21 +166,23 @@ def sensitivity(
 
     Raises:
         DataError: the data do not fit the model, are empty, or hold no samples.
-        ValueError: an unknown scheme, or `metric` did not return a finite number.
+        ValueError: an unknown scheme or target, or `metric` did not return a finite number.
+        UnsupportedError: a target whose arithmetic cannot be computed here.
         Others: as `quantize`.
     """
     from rustq.api import Task
 
     data = repeatable(data)
-    task = Task.of(model, data, scheme=scheme, config=config, progress=progress)
-    reference = Reference(task.model, data, task.config)
+    check_measured(target)
+    task = Task.of(model, data, scheme=scheme, target=target, config=config, progress=progress)
+    reference = Reference(task.as_run, data, task.sessions)
     quantized = task.quantized()
     found = ranked(task, quantized, reference)
     if metric is not None:
         found = replace(
             found,
-            metric_float=scored(metric, task.model, task.config),
-            metric_int8=scored(metric, quantized._core, task.config),
+            metric_float=scored(metric, task.as_run, task.sessions),
+            metric_int8=scored(metric, quantized._core, task.sessions),
         )
     return _exact(found, task, reference, metric, progress, executor) if exact else found
 
@@ -185,7 +191,7 @@ def ranked(task: Task, quantized: QuantizedModel, reference: Reference) -> Sensi
     """The int8 layers of a quantized model, ranked the fast way."""
     total = reference.error(quantized._core)
     shares = attribution.shares(
-        task.model, quantized._core, quantized.report.layers, reference.feeds, task.config
+        task.as_run, quantized._core, quantized.report.layers, reference.feeds, task.sessions
     )
     macs = {layer.name: (layer.op_type, layer.macs) for layer in quantized.report.layers}
     layers = [
@@ -259,8 +265,10 @@ def _each(
     work = _Work(
         task.model.to_bytes(),
         task.calibration._core.to_bytes(),
+        task.runtime.name,
         task.scheme,
         task.config,
+        task.shapes,
         reference.feeds,
         metric,
     )
@@ -271,7 +279,7 @@ def _each(
 def _alone(task: Task, name: str, reference: Reference, metric: Metric | None) -> Measurement:
     others = [each for each, _ in task.model.nodes if each != name]
     model = task.outcome(others, everything=True).model
-    score = None if metric is None else scored(metric, model, task.config)
+    score = None if metric is None else scored(metric, model, task.sessions)
     return reference.error(model), score
 
 
@@ -281,8 +289,10 @@ class _Work:
 
     model: bytes
     calibration: bytes
+    target: str
     scheme: str
     config: QuantConfig
+    shapes: Mapping[str, tuple[int, ...]]
     feeds: Sequence[Any]
     metric: Metric | None
 
@@ -294,6 +304,7 @@ class _Work:
         model = _rustq.Model.from_bytes(self.model)
         calibration = Calibration(_rustq.Calibration.from_bytes(self.calibration))
         config = replace(self.config, threads=self.config.threads or 1)
-        task = Task(model, model, calibration, target("onnxruntime"), self.scheme, config)
-        reference = Reference(model, self.feeds, config)
+        runtime = target(self.target)
+        task = Task(model, model, calibration, runtime, self.scheme, config, shapes=self.shapes)
+        reference = Reference(task.as_run, self.feeds, task.sessions)
         return [_alone(task, name, reference, self.metric) for name in names]

@@ -25,8 +25,10 @@ def decibels(value: float | None) -> str:
     return "exact" if value == float("inf") else f"{value:.1f} dB"
 
 
-def milliseconds(value: float) -> str:
-    """A time in ms, with three significant digits."""
+def milliseconds(value: float | None) -> str:
+    """A time in ms, with three significant digits; nothing if it was not taken."""
+    if value is None:
+        return ""
     return f"{value:.3g} ms" if value < 1000 else f"{value:.0f} ms"
 
 

@@ -5,6 +5,8 @@
 //! 3. [`int8`]: which layers run on integers, and their scales.
 //! 4. [`splits`]: a copy of each blob for everyone who reads it.
 //! 5. [`mod@write`]: the files. [`mod@read`] reads them back and checks them.
+//!
+//! [`simulation`] is what the integers compute, as an ONNX model.
 
 mod fuse;
 mod int8;
@@ -13,6 +15,7 @@ mod lower;
 mod names;
 mod net;
 mod read;
+mod simulation;
 mod splits;
 mod write;
 
@@ -63,6 +66,8 @@ pub struct Exported {
     pub table: Option<String>,
     /// One record for each operator with weights.
     pub layers: Vec<LayerRecord>,
+    /// What the layers with a scale for their input compute, as QuantizeLinear/DequantizeLinear pairs; all else in float.
+    pub simulation: Model,
 }
 
 /// Why a model cannot be exported.
@@ -121,12 +126,13 @@ pub fn export(model: &Model, calibration: Option<&Calibration>, options: &Option
     graph.check()?;
     let mut net = lower::lower(&graph, model.opset().unwrap_or(1)).map_err(|refused| refusal(&refused))?;
     fuse::fuse(&mut net);
-    let (layers, table) = int8::quantize(&mut net, &graph, calibration, options)?;
+    let int8::Quantized { layers, inputs, table } = int8::quantize(&mut net, &graph, calibration, options)?;
     splits::insert(&mut net);
     let (param, bin) = (write::param(&net), write::bin(&net, options.format != Format::Float32));
     read::check(&param, &bin)?;
     let table = (options.format == Format::Int8).then_some(table);
-    Ok(Exported { param, bin, table, layers })
+    let simulation = simulation::pairs(model, &graph, inputs)?;
+    Ok(Exported { param, bin, table, layers, simulation })
 }
 
 fn refusal(refused: &[Unsupported]) -> Error {

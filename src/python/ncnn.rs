@@ -9,8 +9,8 @@ use super::model::PyModel;
 use super::quantize::layer_dict;
 use crate::export::ncnn::{self, Format, Layer, Options, Unsupported};
 
-/// The texts of `.param` and `.table`, the content of `.bin`, and a record for each layer.
-type Files<'py> = (String, Bound<'py, PyBytes>, Option<String>, Vec<Bound<'py, PyDict>>);
+/// The text of `.param`, the content of `.bin`, the text of `.table`, a record for each layer, and the simulation.
+type Files<'py> = (String, Bound<'py, PyBytes>, Option<String>, Vec<Bound<'py, PyDict>>, PyModel);
 
 /// A layer's type and name, its inputs and outputs, whether it is on integers, and its bytes of weights.
 type Row = (String, String, Vec<String>, Vec<String>, bool, Option<usize>);
@@ -38,7 +38,7 @@ pub(super) fn ncnn_export<'py>(
     let (model, calibration) = (&model.0, calibration.as_ref().map(|c| &c.0));
     let done = py.detach(|| ncnn::export(model, calibration, &options))?;
     let layers = done.layers.iter().map(|layer| layer_dict(py, layer)).collect::<PyResult<_>>()?;
-    Ok((done.param, PyBytes::new(py, &done.bin), done.table, layers))
+    Ok((done.param, PyBytes::new(py, &done.bin), done.table, layers, PyModel(done.simulation)))
 }
 
 /// Everything that cannot be exported: node, operator, reason, and what to do.

@@ -113,8 +113,9 @@ def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
     if comparison:
         share = comparison.size_quantized / comparison.size_float
         tiles.append(("size", f"{100 * share:.0f} %", text.size(comparison.size_quantized)))
-        speed = f"{comparison.speedup:.2f}×"
-        tiles.append(("speed", speed, text.milliseconds(comparison.latency_quantized_ms)))
+        if comparison.speedup is not None:
+            speed = f"{comparison.speedup:.2f}×"
+            tiles.append(("speed", speed, text.milliseconds(comparison.latency_quantized_ms)))
     elif report and report.size_before and report.size_after:
         share = report.size_after / report.size_before
         tiles.append(("size", f"{100 * share:.0f} %", text.size(report.size_after)))

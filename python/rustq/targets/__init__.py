@@ -16,9 +16,21 @@ if TYPE_CHECKING:
     from rustq.config import QuantConfig
     from rustq.model import Model
 
-__all__ = ["SCHEMES", "TARGETS", "Job", "Outcome", "Target", "Unsupported", "target"]
+__all__ = [
+    "SCHEMES",
+    "TARGETS",
+    "Job",
+    "Outcome",
+    "Target",
+    "Unsupported",
+    "check_measured",
+    "target",
+]
 
 SCHEMES = ("asym", "sym")
+
+LITERAL = {"session.disable_quant_qdq": "1"}
+"""Makes ONNX Runtime compute QuantizeLinear, DequantizeLinear and what is between as they stand."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,8 @@ class Outcome:
     """What a target made of a job.
 
     Attributes:
-        model: the quantized model as ONNX.
+        model: the quantized model as ONNX. For a target whose files are not ONNX it has the same
+            integers as QuantizeLinear/DequantizeLinear pairs, to be run elsewhere.
         layers: what became of each operator; see `rustq.report.LayerReport.from_record`.
         notes: what the user should know.
         files: the content of files, by suffix: those beside the `.onnx` file, or, for a target
@@ -91,6 +104,8 @@ class Target:
         suffix: of its main file.
         knobs: what of `QuantConfig` only it takes.
         weights: the number formats of weights that it can be given.
+        measured: whether what ONNX Runtime makes of `Outcome.model` is what the target computes,
+            so that errors can be measured there.
     """
 
     name: str
@@ -98,6 +113,13 @@ class Target:
     suffix: str = ".onnx"
     knobs: tuple[str, ...] = ()
     weights: tuple[str, ...] = ("int8",)
+    measured: bool = True
+
+    @property
+    def session_options(self) -> Mapping[str, Any]:
+        """Of ONNX Runtime, for it to compute what the target does: other runtimes do not have its
+        integer kernels, but multiply what the pairs say."""
+        return {} if self.name == "onnxruntime" else LITERAL
 
     def scheme(self, asked: str | None) -> str:
         """The scheme to use where a user asked for `asked`, or for none in particular.
@@ -127,6 +149,15 @@ class Target:
         """Quantizes."""
         outcome: Outcome = import_module(f"{__name__}.{self.name}").make(job)
         return outcome
+
+    def as_run(
+        self, model: _rustq.Model, config: QuantConfig, shapes: Mapping[str, tuple[int, ...]]
+    ) -> _rustq.Model:
+        """The float model in the shapes that the target runs it in."""
+        if self.suffix == ".onnx":
+            return model
+        fixed: _rustq.Model = import_module(f"{__name__}.{self.name}").as_run(model, config, shapes)
+        return fixed
 
     def next_step(self, model: Model, files: Sequence[Path]) -> str:
         """What to type next, on the device, with the files that were written."""
@@ -166,11 +197,19 @@ TARGETS = {
     for target in (
         Target("onnxruntime", ("asym", "sym")),
         Target("tensorrt", ("sym",), knobs=("high_precision", "tensorrt_version")),
-        Target("ascend", ("asym", "sym"), knobs=("ascend_qdq",)),
+        Target("ascend", ("asym", "sym"), knobs=("ascend_qdq",), measured=False),
         Target("ncnn", ("sym",), ".param", weights=("int8", "float16", "float32")),
     )
 }
 """All of them, by name."""
+
+
+def check_measured(name: str) -> None:
+    """Raises `UnsupportedError` where errors of a target cannot be measured in ONNX Runtime, and
+    `ValueError` where there is no such target."""
+    if not target(name).measured:
+        able = ", ".join(each.name for each in TARGETS.values() if each.measured)
+        raise UnsupportedError(f"errors cannot be measured for {name}, only for {able}")
 
 
 def target(name: str) -> Target:

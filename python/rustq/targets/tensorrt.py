@@ -31,6 +31,7 @@ def make(job: Job) -> Outcome:
     if job.calibration is None:
         raise UnsupportedError("tensorrt cannot quantize without calibration data")
     config, notes = job.config, []
+    price = NOISE_PRICE if config.noise_price is None else config.noise_price
     half = config.high_precision == "fp16"
     opset = OPSETS[config.high_precision]
     model, reason = at_least(job.model, opset)
@@ -51,7 +52,7 @@ def make(job: Job) -> Outcome:
         exclude=list(job.excluded),
         half=half,
         version=config.tensorrt_version,
-        noise_price=NOISE_PRICE if config.noise_price is None else config.noise_price,
+        noise_price=0.0 if job.everything else price,
     )
     return Outcome(written, layers, notes + found, {".cache": cache.encode()})
 

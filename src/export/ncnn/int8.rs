@@ -15,10 +15,21 @@ use super::net::{Layer, Net, Param, Weight};
 use super::{Format, Options};
 use crate::calibration::Calibration;
 use crate::error::Result;
-use crate::graph::Graph;
+use crate::graph::{Graph, NodeId};
+use crate::qparams::QuantParams;
 use crate::quantize::LayerRecord;
 
-/// Quantizes the layers of `net`, if they are to be; returns a record for each operator with weights, and the table.
+/// How the layers were quantized.
+pub(super) struct Quantized {
+    /// A record for each operator with weights.
+    pub layers: Vec<LayerRecord>,
+    /// The grid of the input of each layer that has one.
+    pub inputs: Vec<(NodeId, QuantParams)>,
+    /// The calibration table.
+    pub table: String,
+}
+
+/// Quantizes the layers of `net`, if they are to be.
 ///
 /// # Errors
 /// [`crate::Error::Tensor`] when weights are not finite.
@@ -27,9 +38,9 @@ pub(super) fn quantize(
     graph: &Graph,
     calibration: Option<&Calibration>,
     options: &Options,
-) -> Result<(Vec<LayerRecord>, String)> {
+) -> Result<Quantized> {
     let plans = plan::plans(net, graph, calibration, options)?;
-    let mut records = Vec::new();
+    let (mut records, mut inputs) = (Vec::new(), Vec::new());
     let mut quantized = Vec::with_capacity(net.layers.len());
     let layers = std::mem::take(&mut net.layers);
     for (layer, plan) in layers.into_iter().zip(plans) {
@@ -38,10 +49,12 @@ pub(super) fn quantize(
             continue;
         };
         if plan.reason.is_none() {
+            let id = layer.origin;
             let made = layers::quantized(net, layer, &plan)?;
             plan.record.quantized = true;
             plan.record.weight_sqnr_db = Some(made.sqnr_db);
             quantized.extend(made.layers);
+            inputs.extend(id.zip(plan.record.inputs.iter().find_map(|input| input.params.clone())));
         } else {
             quantized.push(layer);
         }
@@ -51,7 +64,7 @@ pub(super) fn quantize(
     if options.format == Format::Int8 {
         requantize(net);
     }
-    Ok((records, table::table(net)))
+    Ok(Quantized { layers: records, inputs, table: table::table(net) })
 }
 
 /// Lets a convolution hand out integers where nothing but convolutions on integers, all with the same scale, reads them.
