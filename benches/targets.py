@@ -67,7 +67,9 @@ def rows(case: zoo.Case, folder: Path) -> Iterator[tuple[str, ...]]:
             deployed = simulated(onnx.load(path), read_record(beside.read_text("utf-8")))
             onnx.save(deployed, path)
         elif find_spec("tensorrt_rtx"):
-            built = str(tensorrt_build.build(path))
+            sizes = {name: list(array.shape) for name, array in case.evaluation[0].items()}
+            profile = {name: [[1, *size[1:]], size, size] for name, size in sizes.items()}
+            built = str(tensorrt_build.build(path, profile))
         outputs = literal(case, path)
         found = case.score(outputs)
         quality = f"{100 * (score - found):.2f}", f"{sqnr(reference, outputs):.1f}"

@@ -1,15 +1,18 @@
 """NVIDIA's own ONNX parser and builder on model files, without a GPU.
 
     python benches/tensorrt_build.py model.onnx …    # needs requirements-tensorrt.txt
+    python benches/tensorrt_build.py model.onnx --shapes x=1x3x48x160,1x3x48x320,8x3x48x640
 
 Prints a line for each file: seconds to parse and build and the engine's size, or what NVIDIA says
 is wrong. Every file has a process of its own, because the builder may crash on models it should
-refuse. Dynamic axes are built for 1 … 4, best at 2. TensorRT for RTX shares its parser with
+refuse. Dynamic axes are built for 1 … 4, best at 2, or for the shapes given: the smallest, the best
+and the largest. TensorRT for RTX shares its parser with
 TensorRT; that it builds a model does not promise that TensorRT has an int8 kernel for each layer.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -35,9 +38,16 @@ class Build:
         return f"{self.seconds:.1f} s, engine of {self.engine_bytes / 1e6:.1f} MB"
 
 
-def build(path: Path) -> Build:
-    """Parse and build `path` in a process of its own."""
+Profile = dict[str, list[list[int]]]
+"""For inputs by name: the smallest, the best and the largest shape."""
+
+
+def build(path: Path, profile: Profile | None = None) -> Build:
+    """Parse and build `path` in a process of its own, for these shapes of its inputs."""
     command = [sys.executable, __file__, "--here", str(path)]
+    for name, shapes in (profile or {}).items():
+        texts = ("x".join(map(str, shape)) for shape in shapes)
+        command += ["--shapes", f"{name}={','.join(texts)}"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
     if run.returncode != 0:
         lines = run.stderr.strip().splitlines() or [f"the builder ended with {run.returncode}"]
@@ -45,7 +55,7 @@ def build(path: Path) -> Build:
     return Build(**json.loads(run.stdout.splitlines()[-1]))
 
 
-def build_here(path: Path) -> Build:
+def build_here(path: Path, given: Profile) -> Build:
     """The same in this process, which may not survive it."""
     import tensorrt_rtx as trt
 
@@ -61,8 +71,8 @@ def build_here(path: Path) -> Build:
     for i in range(network.num_inputs):
         value = network.get_input(i)
         if -1 in value.shape:
-            shapes = ([n if length < 0 else length for length in value.shape] for n in DYNAMIC)
-            profile.set_shape(value.name, *shapes)
+            shapes = [[n if length < 0 else length for length in value.shape] for n in DYNAMIC]
+            profile.set_shape(value.name, *given.get(value.name, shapes))
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
@@ -72,11 +82,26 @@ def build_here(path: Path) -> Build:
 
 def main() -> None:
     """Command line."""
-    if sys.argv[1] == "--here":
-        print(json.dumps(vars(build_here(Path(sys.argv[2])))))
-        return
-    for path in map(Path, sys.argv[1:]):
-        print(f"{path.name}: {build(path)}", flush=True)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
+    parser.add_argument(
+        "--shapes", action="append", default=[], metavar="NAME=MIN,BEST,MAX", type=_shapes
+    )
+    parser.add_argument("--here", action="store_true", help="in this process; prints JSON")
+    options = parser.parse_args()
+    for path in options.models:
+        if options.here:
+            print(json.dumps(vars(build_here(path, dict(options.shapes)))))
+        else:
+            print(f"{path.name}: {build(path, dict(options.shapes))}", flush=True)
+
+
+def _shapes(text: str) -> tuple[str, list[list[int]]]:
+    name, _, shapes = text.rpartition("=")
+    found = [[int(length) for length in shape.split("x")] for shape in shapes.split(",")]
+    if len(found) != len(DYNAMIC):
+        raise ValueError(text)
+    return name, found
 
 
 if __name__ == "__main__":

@@ -76,15 +76,7 @@ def without_samples() -> onnx.ModelProto:
 
 
 NETS: dict[str, Callable[[], onnx.ModelProto]] = {
-    "classifier": zoo.classifier,
-    "mobile": zoo.mobile,
-    "squeeze_and_excite": zoo.squeeze_and_excite,
-    "detector": zoo.detector,
-    "transformer": zoo.transformer,
-    "recurrent": zoo.recurrent,
-    "branching": zoo.branching,
-    "looping": zoo.looping,
-    "several_inputs": zoo.several_inputs,
+    **zoo.USUAL,
     "constant_nodes": zoo.constant_nodes,
     "initializers_as_inputs": zoo.initializers_as_inputs,
     "shared_weights": zoo.shared_weights,

@@ -55,17 +55,7 @@ def scale_of(model: onnx.ModelProto, node: str, index: int) -> float:
     return float(constants(model)[made[reader.input[index]].input[1]])
 
 
-MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
-    "classifier": zoo.classifier,
-    "mobile": zoo.mobile,
-    "squeeze_and_excite": zoo.squeeze_and_excite,
-    "detector": zoo.detector,
-    "transformer": zoo.transformer,
-    "recurrent": zoo.recurrent,
-    "branching": zoo.branching,
-    "looping": zoo.looping,
-    "several_inputs": zoo.several_inputs,
-}
+MODELS = zoo.USUAL
 
 
 @pytest.mark.parametrize("name", MODELS)

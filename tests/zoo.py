@@ -171,6 +171,23 @@ def several_inputs() -> onnx.ModelProto:
     return net.model(net.linear(x, 48, 8), "left", net.op("Relu", features))
 
 
+USUAL: dict[str, Callable[[], onnx.ModelProto]] = {
+    make.__name__: make
+    for make in (
+        classifier,
+        mobile,
+        squeeze_and_excite,
+        detector,
+        transformer,
+        recurrent,
+        branching,
+        looping,
+        several_inputs,
+    )
+}
+"""What people quantize; the others are odd in some way."""
+
+
 def constant_nodes() -> onnx.ModelProto:
     """`classifier` with every weight in a Constant node."""
     model = classifier()

@@ -24,13 +24,17 @@ pub(super) fn quantize_tensorrt<'py>(
     version: &str,
     noise_price: f64,
 ) -> PyResult<(Outcome<'py>, String)> {
-    let method = parse_method(method, percentile)?;
-    let options = Options { method, per_channel, exclude: exclude.into_iter().collect() };
+    let options = options((method, percentile), per_channel, exclude)?;
     let version = version.parse().map_err(PyValueError::new_err)?;
     let settings = tensorrt::Settings { half, version, noise_price };
     let (model, calibration) = (&model.0, &calibration.0);
     let done = py.detach(|| tensorrt::quantize(model, calibration, &options, settings))?;
     Ok((outcome(py, done.quantized)?, done.cache))
+}
+
+fn options((method, percentile): (&str, f64), per_channel: bool, exclude: Vec<String>) -> PyResult<Options> {
+    let method = parse_method(method, percentile)?;
+    Ok(Options { method, per_channel, exclude: exclude.into_iter().collect() })
 }
 
 /// What TensorRT would refuse or misread of a quantized model.
@@ -54,8 +58,7 @@ pub(super) fn quantize_ascend<'py>(
     per_channel: bool,
     exclude: Vec<String>,
 ) -> PyResult<(Outcome<'py>, String, PyModel)> {
-    let method = parse_method(method, percentile)?;
-    let options = Options { method, per_channel, exclude: exclude.into_iter().collect() };
+    let options = options((method, percentile), per_channel, exclude)?;
     let scheme = parse_scheme(scheme)?;
     let (model, calibration) = (&model.0, &calibration.0);
     let done = py.detach(|| ascend::quantize(model, calibration, &options, scheme))?;

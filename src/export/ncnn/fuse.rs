@@ -7,9 +7,12 @@
 //! | x · ½ · (1 + erf(x / √2)) | `GELU` |
 //! | (x − mean) / √(mean((x − mean)²) + ε) · γ + β | `LayerNorm` |
 //! | inner product, then + a constant vector | its bias |
+//! | projections, softmax(s · Q · Kᵀ) · V by heads, projection | [`MultiHeadAttention`](attention) |
 //! | convolution or inner product, then an activation | its parameters 9 and 10 |
 //!
 //! A layer is taken into another only if nothing else reads what lies between.
+
+mod attention;
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -40,7 +43,7 @@ struct Fusion {
 type Rule = fn(&View, usize) -> Option<Fusion>;
 
 /// In this order: later rules see what earlier ones made.
-const RULES: &[Rule] = &[reshapes, gated, gelu, layer_norm, bias, activation];
+const RULES: &[Rule] = &[reshapes, gated, gelu, layer_norm, bias, attention::attention, activation];
 
 /// Fuses what can be fused.
 pub(super) fn fuse(net: &mut Net) {

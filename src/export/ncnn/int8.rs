@@ -49,16 +49,17 @@ pub(super) fn quantize(
             continue;
         };
         if plan.reason.is_none() {
-            let id = layer.origin;
+            inputs.extend(layer.origin.zip(plan.grid()));
             let made = layers::quantized(net, layer, &plan)?;
-            plan.record.quantized = true;
-            plan.record.weight_sqnr_db = Some(made.sqnr_db);
+            for record in &mut plan.records {
+                record.quantized = true;
+                record.weight_sqnr_db = Some(made.sqnr_db);
+            }
             quantized.extend(made.layers);
-            inputs.extend(id.zip(plan.record.inputs.iter().find_map(|input| input.params.clone())));
         } else {
             quantized.push(layer);
         }
-        records.push(plan.into_record());
+        records.extend(plan.into_records());
     }
     net.layers = quantized;
     if options.format == Format::Int8 {

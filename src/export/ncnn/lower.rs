@@ -18,6 +18,8 @@ mod table;
 
 use std::collections::HashMap;
 
+pub(super) use shape::permutation_order;
+
 use super::Unsupported;
 use super::names::Names;
 use super::net::{Layer, Net, Param, Weight};

@@ -45,6 +45,8 @@ pub struct Layer {
     pub weights: Vec<Weight>,
     /// The ONNX node it stands for.
     pub origin: Option<NodeId>,
+    /// Other nodes with weights that it stands for.
+    pub parts: Vec<NodeId>,
 }
 
 impl Layer {

@@ -97,25 +97,19 @@ impl<'m> Placement<'m> {
     }
 
     /// The value whose pair stands for that of `value`.
-    pub fn root<'v>(&self, mut value: &'v str) -> &'v str
+    pub fn root<'v>(&self, value: &'v str) -> &'v str
     where
         'm: 'v,
     {
-        while let Some(&root) = self.roots.get(value) {
-            value = root;
-        }
-        value
+        followed(&self.roots, value)
     }
 
     /// A value that stands for all that have the scale of `value`.
-    pub fn group<'v>(&self, mut value: &'v str) -> &'v str
+    pub fn group<'v>(&self, value: &'v str) -> &'v str
     where
         'm: 'v,
     {
-        while let Some(&next) = self.links.get(value) {
-            value = next;
-        }
-        value
+        followed(&self.links, value)
     }
 
     fn link(&mut self, a: &'m str, b: &'m str) {
@@ -124,6 +118,14 @@ impl<'m> Placement<'m> {
             self.links.insert(a, b);
         }
     }
+}
+
+/// Where the links from `value` end.
+fn followed<'v, 'm: 'v>(links: &HashMap<&'m str, &'m str>, mut value: &'v str) -> &'v str {
+    while let Some(&next) = links.get(value) {
+        value = next;
+    }
+    value
 }
 
 impl<'m, Included: Fn(NodeId) -> bool, Seen: Fn(&str) -> bool> Finder<'_, 'm, Included, Seen> {

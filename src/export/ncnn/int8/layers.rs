@@ -48,6 +48,8 @@ impl Rows {
 pub(super) fn quantized(net: &mut Net, layer: Layer, plan: &Plan) -> Result<Made> {
     let input = scale(plan.input.unwrap_or(0.0));
     match layer.kind.as_str() {
+        "InnerProduct" if plan.input.is_none() => by_rows(net, layer),
+        "MultiHeadAttention" => attention(layer),
         "LSTM" | "GRU" | "RNN" => recurrent(layer),
         "Embed" => embed(layer),
         "ConvolutionDepthWise" if groups_apart(&layer) > 1 => {
@@ -92,6 +94,86 @@ fn may_overflow(layer: &Layer, rows: &Rows) -> bool {
     let length = (rows.integers.len() / rows.scales.len().max(1)).max(1);
     let sum = |row: &[i8]| row.iter().map(|&q| i32::from(q).abs()).sum::<i32>();
     rows.integers.chunks_exact(length).map(sum).any(|sum| sum > WINOGRAD_LIMIT / 127)
+}
+
+/// An inner product as a `Gemm`, which quantizes each row of its input as it comes. Its weights have one scale.
+fn by_rows(net: &mut Net, layer: Layer) -> Result<Made> {
+    let table = Rows::of(&layer, 0, 1)?;
+    let outputs = layer.get(0, 1);
+    let depth = table.integers.len() / outputs.max(1) as usize;
+    let bias = layer.weights.get(1).and_then(|bias| match bias {
+        Weight::Raw(values) => Some(Weight::Tagged(values.clone())),
+        _ => None,
+    });
+    let mut gemm = Layer { name: layer.name.clone(), origin: layer.origin, ..Layer::new("Gemm") };
+    let params = [(3, 1), (5, 1), (6, 1), (8, outputs), (9, depth as i32)];
+    params.into_iter().for_each(|(id, value)| gemm.set(id, value));
+    gemm.set(10, if bias.is_some() { BY_COLUMN } else { -1 });
+    gemm.set(18, 2);
+    gemm.weights = [Some(Weight::Int8(table.integers)), bias].into_iter().flatten().collect();
+    gemm.weights.push(Weight::Raw(table.scales));
+    let layers = around(net, layer, gemm, depth);
+    Ok(Made { layers, sqnr_db: decibels(table.powers) })
+}
+
+/// How `C` of a `Gemm` is broadcast: a value for each column.
+const BY_COLUMN: i32 = 4;
+
+/// `gemm` in the place of `product`: a matrix of one row for a vector, and the activation behind it.
+fn around(net: &mut Net, product: Layer, gemm: Layer, depth: usize) -> Vec<Layer> {
+    let (input, output) = (product.inputs[0].clone(), product.outputs[0].clone());
+    let is_vector = net.shapes.get(&output).is_some_and(|shape| shape.len() == 1);
+    let outputs = product.get(0, 1) as usize;
+    let reshape = |width: usize| Layer::new("Reshape").int(0, width);
+    let mut layers: Vec<Layer> = Vec::new();
+    if is_vector {
+        layers.push(Layer { name: format!("{}_row", product.name), ..reshape(depth).int(1, 1) });
+    }
+    layers.push(gemm);
+    if is_vector {
+        layers.push(Layer { name: format!("{}_vector", product.name), ..reshape(outputs) });
+    }
+    layers.extend(activation(&product).map(|layer| Layer { name: format!("{}_act", product.name), ..layer }));
+    let last = layers.len() - 1;
+    let mut blob = input;
+    for (i, layer) in layers.iter_mut().enumerate() {
+        layer.inputs = vec![blob];
+        blob = if i == last { output.clone() } else { format!("{output}/{i}") };
+        layer.outputs = vec![blob.clone()];
+        net.shapes.entry(blob.clone()).or_insert_with(|| match layer.kind.as_str() {
+            "Reshape" if layer.get(1, 0) == 1 => vec![1, depth],
+            "Gemm" if is_vector => vec![1, outputs],
+            _ => vec![outputs],
+        });
+    }
+    layers
+}
+
+/// The layer that an activation fused into `product` would be.
+fn activation(product: &Layer) -> Option<Layer> {
+    let params = match product.params.get(&10) {
+        Some(Param::Floats(params)) => params.as_slice(),
+        _ => &[],
+    };
+    let names = ["ReLU", "ReLU", "Clip", "Sigmoid", "Mish", "HardSwish"];
+    let kind = names.get(usize::try_from(product.get(9, 0)).ok()?.checked_sub(1)?)?;
+    let ids = 0_u8..;
+    Some(ids.zip(params).fold(Layer::new(kind), |layer, (id, &value)| layer.float(id, value)))
+}
+
+/// The weights of Q, K and V have a scale for each row, those of the result one.
+fn attention(mut layer: Layer) -> Result<Made> {
+    let (mut scales, mut powers) = (Vec::new(), (0.0, 0.0));
+    for index in [0, 2, 4, 6] {
+        let count = if index == 6 { 1 } else { layer.get(0, 1) as usize };
+        let rows = Rows::of(&layer, index, count)?;
+        powers = (powers.0 + rows.powers.0, powers.1 + rows.powers.1);
+        layer.weights[index] = Weight::Int8(rows.integers);
+        scales.push(Weight::Raw(rows.scales));
+    }
+    layer.weights.extend(scales);
+    layer.set(18, 2);
+    Ok(Made { layers: vec![layer], sqnr_db: decibels(powers) })
 }
 
 fn recurrent(mut layer: Layer) -> Result<Made> {

@@ -18,8 +18,8 @@ const SAVED: f64 = 0.5;
 
 /// How a layer with weights is computed.
 pub(super) struct Plan {
-    /// Its entry in the report.
-    pub record: LayerRecord,
+    /// Its entries in the report, one for each node that it stands for, its own first.
+    pub records: Vec<LayerRecord>,
     /// Largest magnitude of its input, where calibration saw it.
     pub input: Option<f32>,
     /// Why it stays float; `None` if it does not.
@@ -27,11 +27,18 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// The entry in the report.
-    pub fn into_record(self) -> LayerRecord {
+    /// The entries in the report.
+    pub fn into_records(self) -> impl Iterator<Item = LayerRecord> {
         let reason = self.reason.unwrap_or_default();
-        let inputs = if self.record.quantized { self.record.inputs } else { Vec::new() };
-        LayerRecord { reason, inputs, ..self.record }
+        self.records.into_iter().map(move |record| {
+            let inputs = if record.quantized { record.inputs } else { Vec::new() };
+            LayerRecord { reason: reason.clone(), inputs, ..record }
+        })
+    }
+
+    /// The grid of the input, where it has one.
+    pub fn grid(&self) -> Option<QuantParams> {
+        self.records[0].inputs.iter().find_map(|input| input.params.clone())
     }
 }
 
@@ -40,6 +47,8 @@ impl Plan {
 enum Kernel {
     /// Its input is quantized by a scale from calibration.
     Static,
+    /// The same; without a scale row by row as it comes.
+    Either,
     /// Its input is quantized, if at all, row by row as it comes.
     Dynamic,
     /// Only in float.
@@ -56,9 +65,10 @@ const KERNELS: &[(&str, Kernel)] = &[
     ("DeconvolutionDepthWise", Kernel::Float),
     ("Embed", Kernel::Dynamic),
     ("GRU", Kernel::Dynamic),
-    ("InnerProduct", Kernel::Static),
+    ("InnerProduct", Kernel::Either),
     ("LSTM", Kernel::Dynamic),
     ("MatMul", Kernel::Float),
+    ("MultiHeadAttention", Kernel::Dynamic),
     ("RNN", Kernel::Dynamic),
 ];
 
@@ -102,30 +112,36 @@ impl Planner<'_, '_> {
         let id = layer.origin?;
         let value = self.graph.node(id).input_at(0).unwrap_or("");
         let observer = self.calibration.and_then(|c| c.get(value)).filter(|o| o.count() > 0);
-        let params =
-            input_params(self.calibration, value, self.options).filter(|_| *kernel == Kernel::Static);
+        let params = input_params(self.calibration, value, self.options)
+            .filter(|_| matches!(kernel, Kernel::Static | Kernel::Either));
         let input = observer
             .filter(|_| params.is_some())
             .map(|o| range(o, self.options.method, Scheme::Symmetric).abs_max());
         let sqnr = observer.zip(params.as_ref()).map(|(o, p)| sqnr_db(o, p));
         let mut record = LayerRecord::unquantized(self.graph, id, String::new());
         let macs = multiplications(self.net, layer);
-        record.macs = Some(macs);
+        // Nodes that became one layer are taken to share its work evenly.
+        let share = macs / (1 + layer.parts.len()) as f64;
+        record.macs = Some(share);
         record.inputs = vec![TensorRecord { name: value.to_owned(), params, sqnr_db: sqnr }];
         let reason = self.reason(layer, (*kernel, id, input.is_some()), macs);
-        Some(Plan { record, input, reason })
+        let part = |&id: &NodeId| {
+            let macs = Some(share);
+            LayerRecord { macs, ..LayerRecord::unquantized(self.graph, id, String::new()) }
+        };
+        let parts = layer.parts.iter().map(part);
+        Some(Plan { records: [record].into_iter().chain(parts).collect(), input, reason })
     }
 
     /// Why a layer stays float.
     fn reason(&self, layer: &Layer, (kernel, id, seen): (Kernel, NodeId, bool), macs: f64) -> Option<String> {
-        let node = self.graph.node(id);
-        let value = node.input_at(0).unwrap_or("");
-        let noise = self.noise.get(&id).copied().unwrap_or(0.0);
+        let nodes = || [id].into_iter().chain(layer.parts.iter().copied());
+        let excluded = |id| self.options.exclude.contains(self.graph.node(id).label());
+        let value = self.graph.node(id).input_at(0).unwrap_or("");
+        let noise: f64 = nodes().filter_map(|id| self.noise.get(&id)).sum();
         match kernel {
             _ if self.options.format != Format::Int8 => Some("weights in float were asked for".to_owned()),
-            _ if self.options.exclude.contains(node.label()) => {
-                Some("excluded by the configuration".to_owned())
-            }
+            _ if nodes().any(excluded) => Some("excluded by the configuration".to_owned()),
             Kernel::Float if layer.kind == "MatMul" => Some("both of its inputs are activations".to_owned()),
             Kernel::Float => Some(format!("ncnn computes {} in float only", layer.kind)),
             Kernel::Static if self.calibration.is_none() => {
@@ -134,7 +150,7 @@ impl Planner<'_, '_> {
             Kernel::Static if !seen => {
                 Some(format!("'{value}' is not a float32 tensor that calibration saw"))
             }
-            Kernel::Static if self.options.noise_price * noise > SAVED * macs / self.total => Some(format!(
+            _ if self.options.noise_price * noise > SAVED * macs / self.total => Some(format!(
                 "int8 would add noise of {:.1} dB below the signal, more than {:.2} % of the multiplications are worth",
                 -10.0 * noise.log10(),
                 100.0 * macs / self.total
@@ -144,7 +160,7 @@ impl Planner<'_, '_> {
     }
 }
 
-/// Multiply-accumulates of a layer.
+/// Multiply-accumulates of a layer with its weights.
 fn multiplications(net: &Net, layer: &Layer) -> f64 {
     let weights = |index: usize| match layer.weights.get(index) {
         Some(Weight::Tagged(values)) => values.len() as f64,
@@ -168,6 +184,11 @@ fn multiplications(net: &Net, layer: &Layer) -> f64 {
         "MatMul" => {
             let inner = net.shapes.get(&layer.inputs[0]).and_then(|shape| shape.last());
             outputs * inner.copied().unwrap_or(1) as f64
+        }
+        "MultiHeadAttention" => {
+            let rows = |blob: &String| net.shapes.get(blob).map_or(1, |shape| shape[0]) as f64;
+            let keys = rows(layer.inputs.get(1).unwrap_or(&layer.inputs[0]));
+            rows(output) * (weights(0) + weights(6)) + keys * (weights(2) + weights(4))
         }
         "Embed" => 0.0,
         _ => weights(0) * outputs / channels,

@@ -50,6 +50,7 @@ fn first_scale(layer: &Layer) -> Option<usize> {
 fn weight_scales(layer: &Layer) -> Vec<&[f32]> {
     match layer.kind.as_str() {
         "Embed" if layer.get(18, 0) != 0 => vec![raw(layer, 1)],
+        "MultiHeadAttention" if layer.get(18, 0) != 0 => (8..12).map(|at| raw(layer, at)).collect(),
         "LSTM" | "GRU" | "RNN" if layer.get(8, 0) != 0 => vec![raw(layer, 3), raw(layer, 4)],
         _ => first_scale(layer).map_or(Vec::new(), |at| vec![raw(layer, at)]),
     }

@@ -65,8 +65,8 @@ pub(super) fn transpose<'m>(lowering: &mut Lowering<'m>, node: &Node<'m>) -> Low
     Ok(())
 }
 
-/// The number that ncnn's `Permute` has for an order of axes, outermost first.
-fn permutation_code(order: &[usize]) -> Option<i32> {
+/// The axes of `Permute`s of this rank, outermost first, and the orders of them, innermost first, by their number.
+fn permutations(rank: usize) -> Option<(&'static str, &'static [&'static str])> {
     const TWO: &[&str] = &["wh", "hw"];
     const THREE: &[&str] = &["whc", "hwc", "wch", "cwh", "hcw", "chw"];
     #[rustfmt::skip]
@@ -74,15 +74,27 @@ fn permutation_code(order: &[usize]) -> Option<i32> {
         "whdc", "hwdc", "wdhc", "dwhc", "hdwc", "dhwc", "whcd", "hwcd", "wchd", "cwhd", "hcwd", "chwd",
         "wdch", "dwch", "wcdh", "cwdh", "dcwh", "cdwh", "hdcw", "dhcw", "hcdw", "chdw", "dchw", "cdhw",
     ];
-    let (names, codes) = match order.len() {
-        2 => ("hw", TWO),
-        3 => ("chw", THREE),
-        4 => ("cdhw", FOUR),
-        _ => return None,
-    };
+    match rank {
+        2 => Some(("hw", TWO)),
+        3 => Some(("chw", THREE)),
+        4 => Some(("cdhw", FOUR)),
+        _ => None,
+    }
+}
+
+/// The number that ncnn's `Permute` has for an order of axes, outermost first.
+fn permutation_code(order: &[usize]) -> Option<i32> {
+    let (names, codes) = permutations(order.len())?;
     let names: Vec<char> = names.chars().collect();
     let innermost_first: String = order.iter().rev().map(|&axis| names[axis]).collect();
     codes.iter().position(|code| **code == innermost_first).map(|code| code as i32)
+}
+
+/// The order of axes, outermost first, that ncnn's `Permute` has for a number.
+pub(in super::super) fn permutation_order(code: i32, rank: usize) -> Option<Vec<usize>> {
+    let (names, codes) = permutations(rank)?;
+    let innermost_first = codes.get(usize::try_from(code).ok()?)?;
+    innermost_first.chars().rev().map(|name| names.find(name)).collect()
 }
 
 /// `Concat`.
@@ -137,6 +149,7 @@ mod tests {
         ];
         for (order, code) in cases {
             assert_eq!(permutation_code(order), Some(code), "{order:?}");
+            assert_eq!(permutation_order(code, order.len()).as_deref(), Some(order));
         }
     }
 }
