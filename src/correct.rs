@@ -17,8 +17,13 @@ use layer::Effect;
 
 /// What the corrections did, for the user; `None` if there were none.
 pub(crate) fn note(effects: impl Iterator<Item = Effect>) -> Option<String> {
+    let effects: Vec<Effect> = effects.collect();
+    let corrected = effects.iter().filter(|e| e.before > 0.0).count();
+    if corrected > 0 && effects.iter().all(|e| e.after == 0.0) {
+        return Some(format!("corrections: the biases of {corrected} layers take up the mean error"));
+    }
     let mut gains: Vec<f64> =
-        effects.filter(|e| e.after > 0.0).map(|e| 10.0 * (e.before / e.after).log10()).collect();
+        effects.iter().filter(|e| e.after > 0.0).map(|e| 10.0 * (e.before / e.after).log10()).collect();
     gains.sort_unstable_by(f64::total_cmp);
     let (layers, median) = (gains.len(), gains.get(gains.len() / 2)?);
     Some(format!(

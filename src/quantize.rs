@@ -7,6 +7,7 @@
 //! 5. [`emit`]: the QuantizeLinear/DequantizeLinear pairs.
 //! 6. [`report`]: what became of each operator, and why.
 
+mod balance;
 mod cost;
 mod dynamic;
 mod embedding;
@@ -14,6 +15,7 @@ mod emit;
 pub(crate) mod names;
 pub(crate) mod noise;
 mod pairs;
+mod placement;
 mod plan;
 pub(crate) mod report;
 pub(crate) mod scales;
@@ -33,9 +35,11 @@ use crate::model::Model;
 use crate::patch::{Patch, apply};
 use crate::qparams::{QuantParams, Scheme};
 use crate::ranges::Method;
+use balance::Balance;
 pub use dynamic::quantize_dynamic;
 use names::Names;
 pub(crate) use noise::{decibels, of_products as noise_of_products, sqnr_db};
+use placement::Placement;
 use report::Decisions;
 pub use report::{LayerRecord, TensorRecord};
 pub(crate) use sites::Sites;
@@ -57,6 +61,10 @@ pub struct Options {
     /// How much time a less noisy result is worth: a relative noise of 1 in one place costs as much as this many times
     /// the float model's time. 0 asks for speed alone.
     pub noise_price: f64,
+    /// Whether channels of very different size are brought to [one scale](balance), where calibration saw each of them.
+    pub equalize: bool,
+    /// Whether every value that becomes integers keeps its name, though nothing reads it by that.
+    pub named: bool,
     /// What to correct, if inputs of the layers are given.
     pub corrections: Corrections,
     /// Nodes that stay float, by [label](NodeExt::label).
@@ -89,6 +97,15 @@ pub fn values_to_observe(model: &Model) -> Result<Vec<String>> {
     Ok(values.filter(|value| seen.insert(*value)).map(str::to_owned).collect())
 }
 
+/// The axis of the channels of each value whose channels calibration has to observe one by one.
+pub fn channels_to_observe(model: &Model) -> HashMap<String, i64> {
+    let graph = Graph::new(model.graph());
+    balance::axes(&graph, &Sites::find(&graph))
+        .into_iter()
+        .map(|(value, axis)| (value.to_owned(), axis))
+        .collect()
+}
+
 /// Quantizes weights and activations of a folded model.
 ///
 /// # Errors
@@ -107,17 +124,17 @@ pub fn quantize_static(
     let convolutions = useful_convolutions(model, calibration, options)?;
     let model = convolutions.as_ref().unwrap_or(model);
     let graph = Graph::new(model.graph());
-    let Choice { sites, forced, best, activations } = choose(&graph, calibration, options)?;
+    let Choice { sites, forced, best, activations, balance } = choose(&graph, calibration, options)?;
+    let static_shapes = graph.has_static_inputs();
+    let placement = Placement { graph: &graph, sites: &sites, int8: &best.int8, calibration, static_shapes };
     let plan = emit::Plan {
-        graph: &graph,
-        sites: &sites,
-        int8: &best.int8,
+        placement,
         activations: &activations,
+        balance: &balance,
+        named: options.named,
         scheme: options.scheme,
         weights: options.weights,
         corrections: inputs.map(|inputs| (inputs, options.corrections)),
-        calibration,
-        static_shapes: graph.has_static_inputs(),
     };
     let mut emitted = emit::emit(&plan)?;
     let decisions = Decisions {
@@ -129,6 +146,7 @@ pub fn quantize_static(
         int8: &best.int8,
         costs: &best.costs,
         activations: &activations,
+        balance: &balance,
         weights: &emitted.weights,
     };
     let (mut layers, mut notes) = (decisions.layers(), decisions.notes());
@@ -143,24 +161,40 @@ struct Choice<'m> {
     forced: BTreeMap<usize, String>,
     best: plan::Assignment,
     activations: HashMap<&'m str, QuantParams>,
+    /// Values whose channels are on one scale.
+    balance: Balance<'m>,
 }
 
 fn choose<'m>(graph: &Graph<'m>, calibration: &Calibration, options: &Options) -> Result<Choice<'m>> {
     let sites = Sites::find(graph);
     let suggested = scales::suggested(&sites, calibration, options.method, options.scheme);
-    let parameters = |int8: &[bool]| scales::activations(&sites, int8, &suggested, options.scheme);
+    let static_shapes = graph.has_static_inputs();
+    // Factors of channels, and the parameters that go with them, if these sites run on integers.
+    let parameters = |int8: &[bool]| {
+        let placement = Placement { graph, sites: &sites, int8, calibration, static_shapes };
+        let balance =
+            if options.equalize { balance::find(&placement, options.scheme) } else { Balance::new() };
+        let mut suggested = suggested.clone();
+        suggested.extend(balance.iter().map(|(value, balanced)| (*value, balanced.params(options.scheme))));
+        (scales::activations(&sites, int8, &suggested, options.scheme), balance)
+    };
 
     let forced = forced_float(graph, &sites, calibration, options);
     let candidates: Vec<bool> = (0..sites.all.len()).map(|i| !forced.contains_key(&i)).collect();
-    let noise = noise::estimate(graph, &sites, &parameters(&candidates), calibration, options.weights)?;
+    let (params, balance) = parameters(&candidates);
+    let error = |value: &str| match balance.get(value) {
+        Some(balanced) => Some(balanced.rounding_noise(params.get(value)?)),
+        None => Some(calibration.get(value)?.quantization_noise(params.get(value)?)),
+    };
+    let noise = noise::estimate(graph, &sites, error, calibration, options.weights)?;
     let limits = plan::Limits {
         candidates: &candidates,
         noise_price: options.noise_price,
         everything: options.everything,
     };
     let best = plan::best(graph, &sites, &limits, &noise, |value| calibration.elements(value));
-    let activations = parameters(&best.int8);
-    Ok(Choice { sites, forced, best, activations })
+    let (activations, balance) = parameters(&best.int8);
+    Ok(Choice { sites, forced, best, activations, balance })
 }
 
 /// The model with a convolution in the place of each `BatchNormalization` that would then run on integers.

@@ -51,7 +51,9 @@ LAYERS = {
 def quantized(model: onnx.ModelProto, data: Any, **config: Any) -> Outcome:
     """All in int8, however small."""
     scheme = config.pop("scheme", "asym")
-    task = Task.of(model, data, scheme=scheme, config=rustq.QuantConfig(threads=1, **config))
+    task = Task.of(
+        model, data, scheme=scheme, config=rustq.QuantConfig(threads=1, method="minmax", **config)
+    )
     return task.outcome(everything=True)
 
 

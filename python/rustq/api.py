@@ -197,6 +197,7 @@ class Task:
         notes: what the user should know.
         inputs: what its layers multiply, if anything is corrected for that.
         shapes: of the inputs in the first sample; empty where there is no sample.
+        method: what was asked for, where `config` has what was chosen instead.
     """
 
     source: _rustq.Model
@@ -208,6 +209,7 @@ class Task:
     notes: tuple[str, ...] = ()
     inputs: _rustq.LayerInputs | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    method: str | None = None
 
     @classmethod
     def of(
@@ -241,27 +243,21 @@ class Task:
         if config.weights.startswith("float"):
             shapes = _first_shapes(prepared, data, config)
             return cls(source, prepared, None, runtime, scheme, config, tuple(notes), shapes=shapes)
-        if not config.corrects:
-            calibration, samples = _observed(prepared, data, config, progress, executor)
-            inputs = None
-        else:
-            from rustq.corrections import Excerpt, layer_inputs
+        from rustq.corrections import Excerpt, layer_inputs
 
-            excerpt = Excerpt(data)
-            calibration, samples = _observed(prepared, excerpt.data, config, progress, executor)
-            inputs = layer_inputs(prepared, excerpt, config, calibration.samples)
+        excerpt = Excerpt(data)
+        calibration, samples = _observed(prepared, excerpt.data, config, progress, executor)
         notes += samples.notes
-        return cls(
-            source,
-            prepared,
-            calibration,
-            runtime,
-            scheme,
-            config,
-            tuple(notes),
-            inputs,
-            samples.shapes,
-        )
+        task = cls(source, prepared, calibration, runtime, scheme, config, tuple(notes))
+        task = replace(task, shapes=samples.shapes)
+        if config.method == "auto" and runtime.name == "onnxruntime":
+            from rustq.trials import chosen
+
+            task = chosen(task, excerpt)
+        if config.corrects:
+            inputs = layer_inputs(prepared, excerpt, config, calibration.samples)
+            task = replace(task, inputs=inputs)
+        return task
 
     @property
     def as_run(self) -> _rustq.Model:
@@ -275,7 +271,9 @@ class Task:
 
         return Sessions(self.config, self.runtime.session_options)
 
-    def outcome(self, excluded: Sequence[str] = (), *, everything: bool = False) -> Outcome:
+    def outcome(
+        self, excluded: Sequence[str] = (), *, everything: bool = False, named: bool = False
+    ) -> Outcome:
         """What the target makes of it with these nodes in float, besides those of the config."""
         excludes = self.config.excludes
         names = {name for name, op_type in self.model.nodes if excludes(name, op_type)}
@@ -289,6 +287,7 @@ class Task:
             everything,
             self.inputs,
             self.shapes,
+            named,
         )
         return self.runtime.make(job)
 
@@ -305,7 +304,7 @@ class Task:
             outcome.model,
             outcome.layers,
             [*self.notes, *misspelt, *outcome.notes],
-            self.config,
+            method=self.method or self.config.method,
             scheme=_scheme_of(self.scheme, calibration, self.config),
             target=self.runtime.name,
             size_after=self.runtime.size(outcome),
@@ -359,12 +358,8 @@ def _config(config: QuantConfig | None) -> QuantConfig:
 
 
 def _check(config: QuantConfig, runtime: Target) -> None:
-    wanted = {
-        "equalize=True": config.equalize,
-    }
-    for option, asked in wanted.items():
-        if asked:
-            raise UnsupportedError(f"{option} is not available yet")
+    if config.equalize and runtime.name != "onnxruntime":
+        raise UnsupportedError(f"equalize=True is not available for {runtime.name} yet")
     if config.corrects and runtime.name != "onnxruntime":
         raise UnsupportedError(
             f"rounding='learned' and bias_correction=True are not available for {runtime.name} yet"
@@ -434,7 +429,6 @@ def _report(
     quantized: _rustq.Model,
     layers: list[dict[str, Any]],
     notes: list[str],
-    config: QuantConfig,
     **facts: Any,
 ) -> Report:
     from rustq.report import Report
@@ -445,7 +439,6 @@ def _report(
         size_before=source.byte_size,
         opset_before=source.opset or 0,
         opset_after=quantized.opset or 0,
-        method=config.method,
         versions={"rustq": _rustq.__version__},
         **facts,
     )

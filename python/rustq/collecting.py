@@ -35,7 +35,8 @@ def collect(
     samples = feeds(data, inputs_of_model(model), config.images)
     tally = Tally(model, samples.length, resume)
     if executor is None:
-        _here(Observation(model, config, ways(samples.length)), samples, tally, report)
+        observation = Observation(model, config, ways(samples.length), model.channels_to_observe())
+        _here(observation, samples, tally, report)
     else:
         from rustq.shards import collect_on
 

@@ -33,10 +33,13 @@ class QuantConfig:
     """How to quantize. Every argument is keyword-only and has a default that suits most models.
 
     Attributes:
-        method: how the range of an activation is chosen from its calibration. `"minmax"` keeps
+        method: how the range of an activation is chosen from its calibration. `"auto"`, for ONNX
+            Runtime and with samples to run: a few ways are tried, and the one whose outputs are
+            closest to the float model's on some of the samples is kept. `"minmax"` keeps
             every value; `"percentile"` cuts the rare ones off at both ends; `"entropy"`
             (Kullback-Leibler) and `"mse"` choose the cut that loses least; `"ifmr"` is Ascend's
-            search; `"auto"` picks per tensor. All of them come from one pass over the data.
+            search; `"auto"` where nothing can be tried weighs clipping heavier than `"mse"`. All of
+            them come from one pass over the data.
         percentile: share of the values kept inside the range by `"percentile"`, in percent, above
             50 and up to 100. The default 99.99 leaves one value in ten thousand outside.
         per_channel: one scale for each output channel of a weight (`True`), or one for the whole
@@ -57,8 +60,13 @@ class QuantConfig:
             the layer change least on inputs from the data. Costs a pass over up to 16 of the
             samples and, for wide layers, some seconds.
         bias_correction: let the biases take up the mean error that rounding the weights puts into
-            the results of a layer, on inputs from the same samples.
-        equalize: reserved; `quantize` refuses `True` with `UnsupportedError` for now.
+            the results of a layer, on inputs from up to 16 of the samples. `None` does so with
+            `method="auto"` if the outputs on some of the samples then are closer to the float
+            model's.
+        equalize: ONNX Runtime only: bring channels of very different size to one scale, and make up
+            for it in the weights around them (cross-layer equalization; for transformers known as
+            SmoothQuant), where that leaves less noise. `None` does so with `method="auto"` if the
+            outputs on some of the samples then are closer to the float model's.
         high_precision: TensorRT only: the type of what is not int8, `"fp32"` or `"fp16"`.
             TensorRT 11 runs every operator in the type that the file gives it, so that `"fp16"` is
             quicker there. It is written in opset 19, which TensorRT before 10 does not read.
@@ -98,8 +106,8 @@ class QuantConfig:
     weights: str = "int8"
     noise_price: float | None = None
     rounding: str = "nearest"
-    bias_correction: bool = False
-    equalize: bool = False
+    bias_correction: bool | None = None
+    equalize: bool | None = None
     high_precision: str = "fp32"
     tensorrt_version: str = "10.3.0"
     ascend_qdq: bool = False
@@ -128,12 +136,13 @@ class QuantConfig:
         for name in (
             "per_channel",
             "avoid_saturation",
-            "bias_correction",
-            "equalize",
             "ascend_qdq",
         ):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name in ("bias_correction", "equalize"):
+            if getattr(self, name) not in (None, True, False):
+                raise TypeError(f"{name} must be True, False or None, got {getattr(self, name)!r}")
         if self.images is not None and not isinstance(self.images, ImageOptions):
             raise TypeError(
                 f"images must be a rustq.ImageOptions, got {type(self.images).__name__}"
@@ -173,7 +182,7 @@ class QuantConfig:
     @property
     def corrects(self) -> bool:
         """Whether anything is corrected that inputs of the layers are needed for."""
-        return self.rounding == "learned" or self.bias_correction
+        return self.rounding == "learned" or bool(self.bias_correction)
 
     def excludes(self, name: str, op_type: str = "") -> bool:
         """Whether the node with this name and operator type is to stay float."""

@@ -41,19 +41,22 @@ class Excerpt:
                 first.append(deepcopy(sample))  # its maker may use the memory again
             yield sample
 
-    def feeds(self, runner: Any, config: QuantConfig, calibrated: int) -> Iterator[Any]:
-        """Some of the `calibrated` samples, as feeds of this session."""
+    def feeds(
+        self, runner: Any, config: QuantConfig, calibrated: int, count: int = SAMPLES
+    ) -> Iterator[Any]:
+        """About `count` of the `calibrated` samples, as feeds of this session."""
         again = self.data if self._first is None else self._first
         among = min(calibrated, SPREAD) if self._first is None else SAMPLES
         samples = feeds(again, inputs_of(runner), config.images)
-        return islice(samples, 0, among, max(among // SAMPLES, 1))
+        return islice(samples, 0, among, max(among // count, 1))
 
 
 def layer_inputs(
     model: _rustq.Model, excerpt: Excerpt, config: QuantConfig, calibrated: int
 ) -> _rustq.LayerInputs:
-    """Means and second moments of what the layers of a prepared model multiply."""
-    seen = _rustq.LayerInputs(model)
+    """Means of what the layers of a prepared model multiply, and second moments if weights are
+    rounded by them."""
+    seen = _rustq.LayerInputs(model, config.rounding == "learned")
     if not seen.values:
         return seen
     runner = session(

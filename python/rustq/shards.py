@@ -251,7 +251,7 @@ def work(job: Job, shard: Shard) -> Answer:
             model = _model(job)
             if model is None:
                 return Answer(needs_model=True)
-            observation = Observation(model, job.config, job.ways)
+            observation = Observation(model, job.config, job.ways, model.channels_to_observe())
         items = islice(_items(job, shard, observation), shard.stop - shard.start)
         for number, item in enumerate(items, start=shard.start):
             for feed in item:

@@ -4,6 +4,7 @@
 //! weights by e changes y by Σₖ eₖ xₖ, whose mean square is eᵀ E\[x xᵀ\] e: the second moments are all that has to be
 //! known of x. A sample of the positions of each inference is enough for them.
 
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::windows::Windows;
@@ -13,8 +14,8 @@ use crate::ops::Role;
 use crate::quantize::{Sites, channel_axis};
 use crate::tensor::shape;
 
-/// Positions taken from each inference.
-const POSITIONS: usize = 256;
+/// Positions taken from each inference for second moments, and for means alone.
+const POSITIONS: [usize; 2] = [96, 512];
 
 /// Largest number of inputs of a layer whose moments are kept: they take the square of that.
 const WIDEST: usize = 2304;
@@ -35,8 +36,9 @@ struct Layer {
 }
 
 impl LayerInputs {
-    /// For each layer of a folded model that could run on integers, nothing seen yet.
-    pub fn new(model: &Model) -> Self {
+    /// For each layer of a folded model that could run on integers, nothing seen yet. Without `products` only the means are
+    /// kept, of layers that have a bias to correct by them.
+    pub fn new(model: &Model, products: bool) -> Self {
         let graph = Graph::new(model.graph());
         let sites = Sites::find(&graph);
         let layers = sites.all.iter().filter(|site| site.op.role == Role::Linear).filter_map(|site| {
@@ -51,7 +53,8 @@ impl LayerInputs {
                 (None, 1, dims[1 - channel_axis(&graph, site.id)])
             };
             let (input, output) = (site.inputs[0].to_owned(), node.output[0].clone());
-            (width <= WIDEST).then(|| Layer { output, input, windows, moments: Moments::new(groups, width) })
+            let wanted = if products { width <= WIDEST } else { node.input_at(2).is_some() };
+            wanted.then(|| Layer { output, input, windows, moments: Moments::new(groups, width, products) })
         });
         Self { layers: layers.collect() }
     }
@@ -84,7 +87,7 @@ impl Layer {
         match &self.windows {
             None if dims.last() == Some(&self.moments.width) => {
                 let width = self.moments.width;
-                let rows = spread(x.len() / width.max(1));
+                let rows = spread(x.len() / width.max(1), self.moments.positions());
                 let rows: Vec<f32> = rows.flat_map(|row| &x[row * width..][..width]).copied().collect();
                 self.moments.add(0, &rows);
                 self.moments.rows += rows.len() / width.max(1);
@@ -103,7 +106,7 @@ fn observe_windows(windows: &Windows, moments: &mut Moments, dims: &[usize], x: 
     if channels != depth * moments.groups || x.len() != dims[0] * channels * area {
         return;
     }
-    let places: Vec<_> = spread(dims[0] * each)
+    let places: Vec<_> = spread(dims[0] * each, moments.positions())
         .map(|at| (at / each, windows.elements(lengths, &positions, at % each)))
         .collect();
     for group in 0..moments.groups {
@@ -119,15 +122,30 @@ fn observe_windows(windows: &Windows, moments: &mut Moments, dims: &[usize], x: 
     moments.rows += places.len();
 }
 
-/// At most [`POSITIONS`] of `count` positions, spread by the golden ratio, so that they follow no pattern of a map.
-fn spread(count: usize) -> impl Iterator<Item = usize> {
+/// At most `limit` of `count` positions, spread by the golden ratio, so that they follow no pattern of a map.
+fn spread(count: usize, limit: usize) -> impl Iterator<Item = usize> {
     const GOLDEN: f64 = 0.618_033_988_749_894_8;
-    let all = count <= POSITIONS;
-    (0..count.min(POSITIONS)).map(
+    let all = count <= limit;
+    (0..count.min(limit)).map(
         move |i| {
             if all { i } else { ((i as f64 * GOLDEN).fract() * count as f64) as usize }
         },
     )
+}
+
+/// Adds the products of the elements of each row.
+#[multiversion(targets("x86_64+avx2"))]
+fn add_products(products: &mut [f32], rows: &[f32], width: usize) {
+    products.chunks_exact_mut(width).enumerate().for_each(|(k, line)| {
+        let line = &mut line[k..];
+        // Several rows at a time, so that the line is read and written less often.
+        for rows in rows.chunks(8 * width) {
+            for row in rows.chunks_exact(width) {
+                let x = row[k];
+                line.iter_mut().zip(&row[k..]).for_each(|(sum, &y)| *sum += x * y);
+            }
+        }
+    });
 }
 
 /// Sums over the rows that were seen of a layer's inputs, for each group of channels.
@@ -137,13 +155,14 @@ pub(crate) struct Moments {
     width: usize,
     rows: usize,
     sums: Vec<f64>,
-    /// Symmetric; only what is on and right of the diagonal is kept up.
+    /// Symmetric; only what is on and right of the diagonal is kept up. Empty where means are enough.
     products: Vec<f32>,
 }
 
 impl Moments {
-    fn new(groups: usize, width: usize) -> Self {
-        let (sums, products) = (vec![0.0; groups * width], vec![0.0; groups * width * width]);
+    fn new(groups: usize, width: usize, products: bool) -> Self {
+        let products = vec![0.0; if products { groups * width * width } else { 0 }];
+        let sums = vec![0.0; groups * width];
         Self { groups, width, rows: 0, sums, products }
     }
 
@@ -154,17 +173,14 @@ impl Moments {
         for row in rows.chunks_exact(width) {
             sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
         }
-        let products = &mut self.products[group * width * width..][..width * width];
-        products.chunks_exact_mut(width).enumerate().for_each(|(k, line)| {
-            let line = &mut line[k..];
-            // Several rows at a time, so that the line is read and written less often.
-            for rows in rows.chunks(8 * width) {
-                for row in rows.chunks_exact(width) {
-                    let x = row[k];
-                    line.iter_mut().zip(&row[k..]).for_each(|(sum, &y)| *sum += x * y);
-                }
-            }
-        });
+        if self.products.is_empty() {
+            return;
+        }
+        add_products(&mut self.products[group * width * width..][..width * width], rows, width);
+    }
+
+    fn positions(&self) -> usize {
+        POSITIONS[usize::from(self.products.is_empty())]
     }
 
     /// Inputs of one output.

@@ -20,6 +20,8 @@ pub(crate) struct Weights<'w> {
     pub scale: &'w [f32],
     /// For each input, the one whose product is added to its own in 16 bits; empty if none is.
     pub neighbours: &'w [Option<usize>],
+    /// What each channel of the inputs is divided by, and the weights multiplied.
+    pub factors: Option<&'w [f32]>,
 }
 
 /// What the corrections of a layer do to the mean square error of its results.
@@ -57,7 +59,7 @@ impl Weights<'_> {
         let centred = what.bias && bias.is_some();
         let groups: Vec<_> = (0..moments.groups())
             .into_par_iter()
-            .map(|group| (moments.mean(group), moments.second(group, centred)))
+            .map(|group| self.inputs(moments, group, what.rounding, centred))
             .collect();
         let place = |c: usize, k: usize| if self.axis == 0 { c * width + k } else { k * count + c };
         let channels: Vec<Channel> = (0..count)
@@ -82,6 +84,21 @@ impl Weights<'_> {
         Some(effect)
     }
 
+    /// Mean and second moments of what the integers are multiplied by.
+    fn inputs(&self, moments: &Moments, group: usize, rounding: bool, centred: bool) -> (Vec<f64>, Vec<f32>) {
+        let mut mean = moments.mean(group);
+        let mut second = if rounding { moments.second(group, centred) } else { Vec::new() };
+        let Some(factors) = self.factors else { return (mean, second) };
+        let (width, channels) = (moments.width(), factors.len() / moments.groups().max(1));
+        let taps = (width / channels.max(1)).max(1);
+        let factors: Vec<f32> = (0..width).map(|k| factors[group * channels + k / taps]).collect();
+        mean.iter_mut().zip(&factors).for_each(|(m, r)| *m /= f64::from(*r));
+        for (line, r) in second.chunks_exact_mut(width).zip(&factors) {
+            line.iter_mut().zip(&factors).for_each(|(x, other)| *x /= r * other);
+        }
+        (mean, second)
+    }
+
     fn channel(
         &self,
         exact: &[f32],
@@ -97,7 +114,7 @@ impl Weights<'_> {
         let (before, after) = if rounding {
             descend(exact, &mut integers, second, |q, k, value| self.allowed(q, k, value))
         } else {
-            descend(exact, &mut integers, second, |_, _, _| false)
+            (0.0, 0.0)
         };
         let taken_up = if centred { first * first } else { 0.0 };
         let effect = Effect { before: before * scale * scale + taken_up, after: after * scale * scale };

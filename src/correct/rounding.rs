@@ -8,6 +8,8 @@
 //! the problem and relax it; Nair and Suggala 2024 descend by coordinates. GPTQ needs a Cholesky factor and visits each
 //! weight once.)
 
+use multiversion::multiversion;
+
 /// Passes over the weights of a channel.
 const PASSES: usize = 8;
 
@@ -51,6 +53,7 @@ pub(crate) fn descend(
     (before, error(q, &g))
 }
 
+#[multiversion(targets("x86_64+avx2"))]
 fn add(sum: &mut [f32], row: &[f32], factor: f32) {
     sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += factor * x);
 }

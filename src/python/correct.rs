@@ -16,8 +16,9 @@ pub(super) struct PyLayerInputs(pub LayerInputs);
 #[pymethods]
 impl PyLayerInputs {
     #[new]
-    fn new(model: PyRef<'_, PyModel>) -> Self {
-        Self(LayerInputs::new(&model.0))
+    #[pyo3(signature = (model, products=true))]
+    fn new(model: PyRef<'_, PyModel>, products: bool) -> Self {
+        Self(LayerInputs::new(&model.0, products))
     }
 
     /// Names of the values that have to be seen.

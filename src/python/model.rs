@@ -1,6 +1,6 @@
 //! `Model`: opening, looking at, folding and saving.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use crate::fold::{evidence, fold};
 use crate::graph::{Graph, NodeExt};
 use crate::model::{self, Model};
 use crate::onnx::{TensorShapeDimension, ValueInfoProto};
-use crate::quantize::values_to_observe;
+use crate::quantize::{channels_to_observe, values_to_observe};
 
 /// An ONNX model. Immutable; every stage returns a new one.
 #[pyclass(name = "Model", module = "rustq._rustq", frozen)]
@@ -108,6 +108,11 @@ impl PyModel {
     /// Names of the values that calibration has to observe.
     fn values_to_observe(&self) -> PyResult<Vec<String>> {
         Ok(values_to_observe(&self.0)?)
+    }
+
+    /// The axis of the channels of each value whose channels calibration has to observe one by one.
+    fn channels_to_observe(&self) -> HashMap<String, i64> {
+        channels_to_observe(&self.0)
     }
 
     /// The model with only these values as outputs, their types left for the runtime to infer.

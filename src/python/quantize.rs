@@ -7,7 +7,7 @@ use super::calibration::{PyCalibration, parse_method, parse_scheme};
 use super::correct::PyLayerInputs;
 use super::model::PyModel;
 use crate::correct::Corrections;
-use crate::qparams::{Dtype, QuantParams};
+use crate::qparams::{Dtype, QuantParams, Range};
 use crate::quantize::{self, LayerRecord, Options, Quantized, TensorRecord, WeightGrid};
 
 /// The model, a record for each layer, and notes.
@@ -15,7 +15,7 @@ pub(super) type Outcome<'py> = (PyModel, Vec<Bound<'py, PyDict>>, Vec<String>);
 
 /// Quantizes a folded model by what calibration saw.
 #[pyfunction]
-#[pyo3(signature = (model, calibration, inputs=None, *, scheme, method, percentile, per_channel, avoid_saturation, noise_price, exclude, everything, rounding="nearest", bias_correction=false))]
+#[pyo3(signature = (model, calibration, inputs=None, *, scheme, method, percentile, per_channel, avoid_saturation, noise_price, exclude, everything, rounding="nearest", bias_correction=false, equalize=false, named=false))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn quantize_static<'py>(
     py: Python<'py>,
@@ -32,12 +32,16 @@ pub(super) fn quantize_static<'py>(
     everything: bool,
     rounding: &str,
     bias_correction: bool,
+    equalize: bool,
+    named: bool,
 ) -> PyResult<Outcome<'py>> {
     let options = Options {
         scheme: parse_scheme(scheme)?,
         method: parse_method(method, percentile)?,
         weights: WeightGrid { per_channel, pairs: avoid_saturation },
         noise_price,
+        equalize,
+        named,
         corrections: Corrections { rounding: rounding == "learned", bias: bias_correction },
         exclude: exclude.into_iter().collect(),
         everything,
@@ -92,7 +96,9 @@ fn tensor_dict<'py>(
     record: &TensorRecord,
     params: &QuantParams,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let covered = params.covers(0);
+    let covered = (0..params.scale.len()).map(|channel| params.covers(channel));
+    let covered = covered
+        .fold(Range::ZERO, |all, each| Range { min: all.min.min(each.min), max: all.max.max(each.max) });
     let dict = PyDict::new(py);
     dict.set_item("name", &record.name)?;
     dict.set_item("range", (covered.min, covered.max))?;

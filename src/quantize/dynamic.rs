@@ -84,7 +84,7 @@ impl<'m> Writer<'_, 'm> {
         let original = self.graph.node(id);
         let mut nodes = Vec::new();
         let DynamicInput([x, x_scale, x_zero]) = self.input(&original.input[0], &mut nodes);
-        let quantized = weights::quantize(self.graph, id, None, grid, None)?;
+        let quantized = weights::quantize(self.graph, id, None, grid, Default::default())?;
         let (w, w_scale) = self.weight(id, &quantized);
         let output = original.output[0].as_str();
         let [integers, cast, scale, product] = ["integers", "cast", "product_scale", "product"]

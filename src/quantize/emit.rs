@@ -9,18 +9,20 @@ mod operands;
 
 use std::collections::HashMap;
 
+use super::balance::Balance;
 use super::names::Names;
-use super::sites::{Site, Sites};
+use super::placement::Placement;
+use super::sites::Site;
 use super::weights::{QuantizedWeights, WeightGrid};
 use super::writer::Writer;
-use crate::calibration::Calibration;
 use crate::correct::Corrections;
 use crate::correct::inputs::{LayerInputs, Moments};
 use crate::error::Result;
-use crate::graph::{Graph, NodeExt, NodeId};
+use crate::graph::{NodeExt, NodeId};
 use crate::onnx::NodeProto;
-use crate::patch::{Patch, float_attribute, node};
+use crate::patch::{Patch, float_attribute, int_attribute, node};
 use crate::qparams::{QuantParams, Scheme};
+use crate::tensor::tensor;
 
 /// Float operators that ONNX Runtime fuses with the DequantizeLinear before and the QuantizeLinear behind them.
 const FUSED_FROM_FLOAT: &[&str] = &[
@@ -38,82 +40,25 @@ const FUSED_FROM_FLOAT: &[&str] = &[
     "Where",
 ];
 
-/// Activations that ONNX Runtime lets a float `Gemm` in front of them take up.
-const FUSED_WITH_GEMM: &[&str] = &[
-    "Clip",
-    "Elu",
-    "HardSigmoid",
-    "LeakyRelu",
-    "Relu",
-    "Selu",
-    "Sigmoid",
-    "Softplus",
-    "Softsign",
-    "Tanh",
-    "ThresholdedRelu",
-];
-
 /// What is to be written.
 pub(crate) struct Plan<'p, 'm> {
-    pub graph: &'p Graph<'m>,
-    pub sites: &'p Sites<'m>,
-    /// Whether each site runs on integers.
-    pub int8: &'p [bool],
+    pub placement: Placement<'p, 'm>,
     pub activations: &'p HashMap<&'m str, QuantParams>,
+    /// Values whose channels are on one scale.
+    pub balance: &'p Balance<'m>,
+    /// Whether every value that becomes integers has its name, read or not.
+    pub named: bool,
     pub scheme: Scheme,
     pub weights: WeightGrid,
     /// What to correct, and the inputs to do it for.
     pub corrections: Option<(&'p LayerInputs, Corrections)>,
-    pub calibration: &'p Calibration,
-    /// Whether every input of the model has a fixed shape.
-    pub static_shapes: bool,
 }
 
 impl Plan<'_, '_> {
     /// What the weights of a site are to be corrected for.
     fn correction(&self, site: &Site) -> Option<(&Moments, Corrections)> {
         let (inputs, what) = self.corrections?;
-        Some((inputs.of(&self.graph.node(site.id).output[0])?, what))
-    }
-
-    /// Whether a `QuantizeLinear` belongs behind an output: always, unless the kernel hands out floats and only
-    /// float operators want them.
-    fn is_written_as_integers(&self, site: &Site, value: &str) -> bool {
-        !site.op.float_output || self.has_integer_reader(value) || self.is_swallowed(site)
-    }
-
-    /// Whether ONNX Runtime would put a `Gemm`, or what it makes one of, together with the activation behind it, in
-    /// float, before it sees the integers.
-    fn is_swallowed(&self, site: &Site) -> bool {
-        let reader = |value: &str| self.graph.sole_consumer(value).map(|id| self.graph.node(id));
-        let meets_activation = |value: &str| {
-            reader(value).is_some_and(|node| FUSED_WITH_GEMM.iter().any(|op_type| node.is(op_type)))
-        };
-        let output = site.outputs[0];
-        match site.op.op_type {
-            "Gemm" => site.clip.is_some() || meets_activation(output),
-            "MatMul" if self.becomes_gemm(site) => {
-                reader(output).is_some_and(|node| node.is("Add") && meets_activation(&node.output[0]))
-            }
-            _ => false,
-        }
-    }
-
-    /// Whether ONNX Runtime knows the operands of a `MatMul` to be matrices, and makes a `Gemm` of it and an `Add`.
-    fn becomes_gemm(&self, site: &Site) -> bool {
-        self.static_shapes || self.calibration.rank(site.inputs[0]) == Some(2)
-    }
-
-    fn is_made_of_integers(&self, value: &str) -> bool {
-        let producer = self.sites.producer(self.graph, value);
-        producer.is_some_and(|i| self.int8[i] && self.is_written_as_integers(&self.sites.all[i], value))
-    }
-
-    fn has_integer_reader(&self, value: &str) -> bool {
-        let reads = |&id: &NodeId| {
-            self.sites.of_node(id).is_some_and(|i| self.int8[i] && self.sites.all[i].inputs.contains(&value))
-        };
-        self.graph.consumers(value).iter().any(reads)
+        Some((inputs.of(&self.placement.graph.node(site.id).output[0])?, what))
     }
 }
 
@@ -130,11 +75,11 @@ pub(crate) struct Emitted<'g, 'm> {
 /// # Errors
 /// [`crate::Error::Tensor`] when weights cannot be quantized.
 pub(crate) fn emit<'p, 'm>(plan: &'p Plan<'p, 'm>) -> Result<Emitted<'p, 'm>> {
-    let mut emitter = Emitter { plan, writer: Writer::new(plan.graph), weights: HashMap::new() };
-    for (site, _) in plan.sites.all.iter().zip(plan.int8).filter(|(_, int8)| **int8) {
+    let mut emitter = Emitter { plan, writer: Writer::new(plan.placement.graph), weights: HashMap::new() };
+    for (site, _) in plan.placement.sites.all.iter().zip(plan.placement.int8).filter(|(_, int8)| **int8) {
         emitter.site(site)?;
     }
-    for value in plan.sites.values() {
+    for value in plan.placement.sites.values() {
         emitter.quantized_input(value);
     }
     let Writer { patch, names, .. } = emitter.writer;
@@ -152,7 +97,7 @@ impl<'m> Emitter<'_, 'm> {
     fn site(&mut self, site: &Site<'m>) -> Result<()> {
         let plan = self.plan;
         let mut nodes = Vec::new();
-        let mut operator = plan.graph.node(site.id).clone();
+        let mut operator = plan.placement.graph.node(site.id).clone();
         self.operands(site, &mut operator, &mut nodes)?;
         let Some(clip) = site.clip else {
             self.outputs(site, operator, &mut nodes);
@@ -161,9 +106,9 @@ impl<'m> Emitter<'_, 'm> {
         };
         let inner = operator.output[0].clone();
         nodes.push(operator);
-        let mut clip_node = plan.graph.node(clip).clone();
+        let mut clip_node = plan.placement.graph.node(clip).clone();
         let mut behind = Vec::new();
-        let integers = plan.is_written_as_integers(site, site.outputs[0]);
+        let integers = plan.placement.is_written_as_integers(site, site.outputs[0]);
         if plan.scheme == Scheme::Symmetric && integers {
             clip_node = self.clip_on_integers(site.outputs[0], &inner, clip_node, &mut behind);
         }
@@ -175,7 +120,7 @@ impl<'m> Emitter<'_, 'm> {
 
     /// The last node of a site, with a pair behind each output that is written as integers.
     fn outputs(&mut self, site: &Site<'m>, mut last: NodeProto, nodes: &mut Vec<NodeProto>) {
-        let written = |value: &&&str| self.plan.is_written_as_integers(site, value);
+        let written = |value: &&&str| self.plan.placement.is_written_as_integers(site, value);
         let written: Vec<&str> = site.outputs.iter().filter(written).copied().collect();
         for output in &mut last.output {
             if written.contains(&output.as_str()) {
@@ -185,8 +130,31 @@ impl<'m> Emitter<'_, 'm> {
         nodes.push(last);
         for value in written {
             let input = self.writer.name(&format!("{value}_float"));
-            nodes.extend(self.pair(value, value, &input, value));
+            let output = self.divided(value).unwrap_or_else(|| value.to_owned());
+            nodes.extend(self.pair(value, value, &input, &output));
+            if self.plan.placement.has_float_reader(value) || self.plan.named {
+                nodes.extend(self.undivided(value));
+            }
         }
+    }
+
+    /// The name of a value that integer kernels make, divided by the factors of its channels, if it has any.
+    fn divided(&mut self, value: &str) -> Option<String> {
+        self.plan.balance.get(value)?;
+        Some(self.writer.name(&format!("{value}_divided")))
+    }
+
+    /// A value without the factors of its channels, from its integers.
+    fn undivided(&mut self, value: &str) -> Option<NodeProto> {
+        let balanced = self.plan.balance.get(value)?;
+        let params = balanced.undivided(&self.plan.activations[value], 0);
+        let integers = self.writer.name(&format!("{value}_quantized"));
+        let name = self.writer.name(&format!("{value}_undivided"));
+        let scale = self.writer.scale(&name, &params);
+        let zero = self.writer.zeros(&params);
+        let mut dequantize = node("DequantizeLinear", &name, &[&integers, &scale, &zero], &[value]);
+        dequantize.attribute.push(int_attribute("axis", balanced.axis));
+        Some(dequantize)
     }
 
     /// A clip at 0 in the symmetric scheme, where 0 is in the middle of the integers and saturation cannot stand in for
@@ -208,15 +176,37 @@ impl<'m> Emitter<'_, 'm> {
 
     /// A float value that integer kernels read: its pair, right where it is made.
     fn quantized_input(&mut self, value: &str) {
-        if !self.plan.has_integer_reader(value) || self.plan.is_made_of_integers(value) {
+        if !self.plan.placement.has_integer_reader(value) || self.plan.placement.is_made_of_integers(value) {
             return;
         }
         self.shield(value);
-        let position = self.plan.graph.producer(value).map_or(0, |id| id + 1);
+        let position = self.plan.placement.graph.producer(value).map_or(0, |id| id + 1);
         let output = self.writer.dequantized(value);
-        for new in self.pair(value, value, value, &output) {
+        let input = match self.divided(value) {
+            Some(divided) => {
+                let multiply = self.division(value, &divided);
+                self.writer.patch.insert(position, multiply);
+                divided
+            }
+            None => value.to_owned(),
+        };
+        for new in self.pair(value, value, &input, &output) {
             self.writer.patch.insert(position, new);
         }
+    }
+
+    /// The Mul that divides a float value by the factors of its channels.
+    fn division(&mut self, value: &str, divided: &str) -> NodeProto {
+        let balanced = &self.plan.balance[value];
+        let behind = match balanced.axis {
+            0.. => self.plan.placement.calibration.rank(value).unwrap_or(0) as i64 - 1 - balanced.axis,
+            axis => -1 - axis,
+        };
+        let ones = vec![1; usize::try_from(behind).unwrap_or(0)];
+        let dims = [&[balanced.factors.len()], ones.as_slice()].concat();
+        let inverse: Vec<f32> = balanced.factors.iter().map(|factor| 1.0 / factor).collect();
+        let constant = self.writer.constant(&format!("{value}_factors"), || tensor("", &dims, &inverse));
+        node("Mul", &format!("{divided}_Mul"), &[value, &constant], &[divided])
     }
 
     /// Keeps a float operator that stands between two integer ones float.
@@ -225,13 +215,13 @@ impl<'m> Emitter<'_, 'm> {
     /// breaks the pattern and costs nothing, because it is fused into the float kernel: with slope 1 it is the
     /// identity, with slope 0 a `Relu`.
     fn shield(&mut self, value: &str) {
-        let graph = self.plan.graph;
+        let graph = self.plan.placement.graph;
         let Some(last) = graph.producer(value) else { return };
         let relu = graph.node(last).is("Relu").then(|| graph.producer(&graph.node(last).input[0])).flatten();
         let operator = relu.unwrap_or(last);
         let shielded = graph.node(operator);
         let looks_quantized = FUSED_FROM_FLOAT.iter().any(|op_type| shielded.is(op_type))
-            && shielded.input.first().is_some_and(|input| self.plan.is_made_of_integers(input));
+            && shielded.input.first().is_some_and(|input| self.plan.placement.is_made_of_integers(input));
         // QuantizeLinear would move in front of the pooling, where there is more to do and the integer kernel is slow.
         if !looks_quantized && !shielded.is("MaxPool") {
             return;

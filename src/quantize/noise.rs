@@ -73,22 +73,21 @@ pub(crate) fn of_products(
     Ok((0..sites.all.len()).filter(|&i| sites.all[i].op.role == Role::Linear).filter_map(of_site).collect())
 }
 
-/// Estimates the noise, given the parameters that each value would have.
+/// Estimates the noise, given the mean square error of the integers of each value.
 ///
 /// # Errors
 /// [`crate::Error::Tensor`] when weights cannot be read.
 pub(crate) fn estimate<'m>(
     graph: &Graph<'m>,
     sites: &Sites<'m>,
-    activations: &HashMap<&'m str, QuantParams>,
+    activation: impl Fn(&'m str) -> Option<f64>,
     calibration: &Calibration,
     grid: WeightGrid,
 ) -> Result<Noise<'m>> {
     let model = Model::new(graph, sites, calibration, grid)?;
     let sensitivity = model.sensitivity();
     let of_value = |value: &'m str| {
-        let observer = calibration.get(value)?;
-        let error = observer.quantization_noise(activations.get(value)?);
+        let error = activation(value)?;
         let leaves = if graph.is_observable(value) { 1.0 } else { 0.0 };
         let passed = sensitivity.get(value).map_or(leaves, |s| s.max(leaves));
         Some((value, error * model.per_variance(value) * passed))

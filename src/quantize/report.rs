@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::balance::Balance;
 use super::cost::{Cost, multiplications};
-use super::noise::sqnr_db;
+use super::noise::{decibels, sqnr_db};
 use super::sites::Sites;
 use super::weights::QuantizedWeights;
 use crate::calibration::Calibration;
@@ -76,6 +77,8 @@ pub(crate) struct Decisions<'p, 'm> {
     /// Estimated time of each site.
     pub costs: &'p [Cost],
     pub activations: &'p HashMap<&'m str, QuantParams>,
+    /// Values whose channels are on one scale.
+    pub balance: &'p Balance<'m>,
     pub weights: &'p HashMap<NodeId, QuantizedWeights>,
 }
 
@@ -119,6 +122,16 @@ impl Decisions<'_, '_> {
     fn tensor(&self, value: &str, quantized: bool) -> TensorRecord {
         let observer = self.calibration.get(value);
         let params = self.activations.get(value).filter(|_| quantized);
+        if let (Some(balanced), Some(params)) = (self.balance.get(value), params) {
+            let rank = self.calibration.rank(value).unwrap_or(0) as i64;
+            let axis = if balanced.axis < 0 { rank + balanced.axis } else { balanced.axis };
+            let noise = balanced.rounding_noise(params);
+            return TensorRecord {
+                name: value.to_owned(),
+                params: Some(balanced.undivided(params, usize::try_from(axis).unwrap_or(0))),
+                sqnr_db: observer.map(|o| decibels(o.power() / noise)),
+            };
+        }
         TensorRecord {
             name: value.to_owned(),
             params: params.cloned(),

@@ -13,7 +13,7 @@ use crate::correct::layer::{Effect, Weights};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::kernels::{self, Along, Params};
-use crate::onnx::TensorProto;
+use crate::onnx::{NodeProto, TensorProto};
 use crate::qparams::QuantParams;
 use crate::tensor::{floats, shape};
 
@@ -33,6 +33,60 @@ pub struct WeightGrid {
     pub pairs: bool,
 }
 
+/// What each channel of the input, and of the output, of a product is divided by; see [`balance`](super::balance).
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Factors<'f> {
+    pub input: Option<&'f [f32]>,
+    pub output: Option<&'f [f32]>,
+}
+
+/// Where the inputs of each output channel lie in a weight tensor.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Inputs {
+    pub groups: usize,
+    /// Inputs from one channel: positions of a window.
+    pub taps: usize,
+    outputs: usize,
+    depth: usize,
+    /// Axis of the outputs.
+    axis: usize,
+}
+
+impl Inputs {
+    /// Of the weights of `node`, whose output channels are along `axis`.
+    pub fn of(node: &NodeProto, dims: &[usize], axis: usize) -> Self {
+        let convolution = node.is("Conv");
+        let groups = if convolution { usize::try_from(node.int("group", 1)).unwrap_or(1) } else { 1 };
+        let taps = dims.iter().skip(2).product();
+        Self { groups, taps, outputs: dims[axis], depth: dims[1 - axis], axis }
+    }
+
+    /// Output channel, and input channel within its group, of the element at `at`.
+    pub fn place(&self, at: usize) -> (usize, usize) {
+        match self.axis {
+            0 => (at / (self.depth * self.taps).max(1), at / self.taps.max(1) % self.depth.max(1)),
+            _ => (at % self.outputs.max(1), at / self.outputs.max(1)),
+        }
+    }
+
+    /// The input channel that is the first of those that output `o` sees.
+    pub fn first(&self, o: usize) -> usize {
+        o / (self.outputs / self.groups.max(1)).max(1) * self.depth
+    }
+
+    /// Takes up factors of the channels.
+    fn take_up(&self, factors: Factors, values: &mut [f32]) {
+        if factors.input.is_none() && factors.output.is_none() {
+            return;
+        }
+        for (at, w) in values.iter_mut().enumerate() {
+            let (o, d) = self.place(at);
+            *w *= factors.input.map_or(1.0, |input| input[self.first(o) + d]);
+            *w /= factors.output.map_or(1.0, |output| output[o]);
+        }
+    }
+}
+
 /// Weights of one operator as integers, and its bias if it has one.
 pub(crate) struct QuantizedWeights {
     /// In the shape of the original.
@@ -49,8 +103,8 @@ pub(crate) struct QuantizedWeights {
     pub effect: Option<Effect>,
 }
 
-/// Quantizes the weights of node `id`, and a bias: one value per channel, and the scale of the input. Both are corrected
-/// where moments of the inputs are given.
+/// Quantizes the weights of node `id`, and a bias: one value per channel, and the scale of the input. Both take up the
+/// factors of the channels, and are corrected where moments of the inputs are given.
 ///
 /// # Errors
 /// [`Error::Tensor`] when weights are not finite, or bias and weights do not fit together.
@@ -59,30 +113,48 @@ pub(crate) fn quantize(
     id: NodeId,
     bias: Option<(&[f32], f32)>,
     grid: WeightGrid,
-    correction: Option<(&Moments, Corrections)>,
+    (factors, correction): (Factors, Option<(&Moments, Corrections)>),
 ) -> Result<QuantizedWeights> {
     let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
-    let (values, dims) = (finite(weight)?, shape(weight)?);
+    let (mut values, dims) = (finite(weight)?, shape(weight)?);
+    Inputs::of(graph.node(id), &dims, axis).take_up(factors, &mut values);
     let mut limits = limits(graph, id, &values, &dims, grid);
-    if let Some((bias, input_scale)) = bias {
+    let bias = bias.map(|(bias, scale)| (divided(bias, factors.output), scale));
+    if let Some((bias, input_scale)) = &bias {
         if bias.len() != dims[axis] {
             let reason = format!("{} channels, but {} bias values", dims[axis], bias.len());
             return Err(Error::tensor(weight.name(), reason));
         }
-        leave_room_for_bias(&mut limits, bias, input_scale);
+        leave_room_for_bias(&mut limits, bias, *input_scale);
     }
     let mut quantized = on_grid(&values, dims, axis, limits, grid.per_channel);
-    let mut bias = bias.map(|(bias, input_scale)| (bias.to_vec(), input_scale));
+    let mut bias = bias;
     if let Some((moments, what)) = correction {
         let dims = &quantized.dims;
         let neighbours = if grid.pairs { pairs::neighbours(graph.node(id), dims, axis) } else { Vec::new() };
-        let weights =
-            Weights { exact: &values, dims, axis, scale: &quantized.params.scale, neighbours: &neighbours };
+        let weights = Weights {
+            exact: &values,
+            dims,
+            axis,
+            scale: &quantized.params.scale,
+            neighbours: &neighbours,
+            factors: factors.input,
+        };
         let bias = bias.as_mut().map(|(bias, _)| bias.as_mut_slice());
         quantized.effect = weights.correct(moments, what, &mut quantized.values, bias);
     }
     quantized.bias = bias.map(|(bias, input_scale)| quantize_bias(&bias, input_scale, &quantized.params));
     Ok(quantized)
+}
+
+/// A vector over the channels, divided by their factors.
+fn divided(values: &[f32], factors: Option<&[f32]>) -> Vec<f32> {
+    match factors {
+        Some(factors) if factors.len() == values.len() => {
+            values.iter().zip(factors).map(|(v, r)| v / r).collect()
+        }
+        _ => values.to_vec(),
+    }
 }
 
 /// Quantizes the weights of node `id` alone; `adjust` may change the magnitude that 127 stands for in each channel.

@@ -117,6 +117,12 @@ impl<'g, 'm> Writer<'g, 'm> {
     pub fn zeros(&mut self, params: &QuantParams) -> String {
         let count = params.scale.len();
         match params.axis {
+            Some(_) if params.dtype == Dtype::Uint8 => {
+                let value = params.zero_point[0] as u8;
+                self.constant(&format!("zero_points_{count}_u{value}"), || {
+                    tensor("", &[count], &vec![value; count])
+                })
+            }
             Some(_) => {
                 self.constant(&format!("zero_points_{count}"), || tensor("", &[count], &vec![0_i8; count]))
             }

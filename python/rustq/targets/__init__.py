@@ -46,6 +46,7 @@ class Job:
         everything: whether all others that can run in int8 do, whatever that costs.
         inputs: what the layers multiply on a few samples, if anything is corrected for that.
         shapes: the shape of each input in the first sample; empty where there is no sample.
+        named: whether every value that becomes integers keeps its name, though nothing reads it.
     """
 
     model: _rustq.Model
@@ -56,6 +57,7 @@ class Job:
     everything: bool = False
     inputs: _rustq.LayerInputs | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    named: bool = False
 
 
 @dataclass(frozen=True)

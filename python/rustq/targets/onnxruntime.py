@@ -37,6 +37,8 @@ def make(job: Job) -> Outcome:
             exclude=list(job.excluded),
             everything=job.everything,
             rounding=config.rounding,
-            bias_correction=config.bias_correction,
+            bias_correction=bool(config.bias_correction),
+            equalize=bool(config.equalize),
+            named=job.named,
         )
     )

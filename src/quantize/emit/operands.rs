@@ -31,10 +31,12 @@ impl<'m> Emitter<'_, 'm> {
         let plan = self.plan;
         for index in 0..site.op.activations.min(operator.input.len()) {
             let value = operator.input[index].clone();
-            if let Some(constant) = plan.graph.constant(&value) {
+            if let Some(constant) = plan.placement.graph.constant(&value) {
                 operator.input[index] = self.constant_operand(constant, site.id, nodes)?;
-            } else if !plan.is_made_of_integers(&value) {
+            } else if !plan.placement.is_made_of_integers(&value) {
                 operator.input[index] = self.writer.dequantized(&value);
+            } else if let Some(divided) = self.divided(&value) {
+                operator.input[index] = divided;
             }
         }
         match site.op.role {
@@ -77,11 +79,14 @@ impl<'m> Emitter<'_, 'm> {
     ) -> Result<()> {
         let plan = self.plan;
         let input_scale = plan.activations[site.inputs[0]].scale[0];
-        let own_bias = weights::bias(plan.graph, site.id)?;
+        let own_bias = weights::bias(plan.placement.graph, site.id)?;
         let bias_behind = if own_bias.is_some() { None } else { self.bias_behind(site)? };
         let bias = own_bias.as_deref().or(bias_behind.as_ref().map(|behind| behind.values.as_slice()));
         let bias = bias.map(|bias| (bias, input_scale));
-        let quantized = weights::quantize(plan.graph, site.id, bias, plan.weights, plan.correction(site))?;
+        let factors = |value| plan.balance.get(value).map(|balanced| balanced.factors.as_slice());
+        let factors = weights::Factors { input: factors(site.inputs[0]), output: factors(site.outputs[0]) };
+        let changes = (factors, plan.correction(site));
+        let quantized = weights::quantize(plan.placement.graph, site.id, bias, plan.weights, changes)?;
         let integers = tensor("", &quantized.dims, &quantized.values);
         // Without zero points ONNX Runtime does not fuse a Gemm, or what it makes a Gemm of; a Conv does without.
         let zero = (site.op.op_type != "Conv").then(|| self.writer.zeros(&quantized.params));
@@ -94,7 +99,7 @@ impl<'m> Emitter<'_, 'm> {
                     operator.input[2] = self.bias(&base, values, scale, nodes);
                 }
                 Some(BiasBehind { add, index, .. }) => {
-                    let mut adder = plan.graph.node(add).clone();
+                    let mut adder = plan.placement.graph.node(add).clone();
                     let (base, mut before) = (self.writer.own(&adder.input[index], add), Vec::new());
                     adder.input[index] = self.bias(&base, values, scale, &mut before);
                     before.push(adder);
@@ -113,17 +118,30 @@ impl<'m> Emitter<'_, 'm> {
     fn bias_behind(&self, site: &Site<'m>) -> Result<Option<BiasBehind>> {
         let plan = self.plan;
         let output = site.outputs[0];
-        let becomes_gemm = site.op.op_type == "MatMul" && plan.becomes_gemm(site);
-        if !becomes_gemm || plan.is_written_as_integers(site, output) {
+        let becomes_gemm = site.op.op_type == "MatMul" && plan.placement.becomes_gemm(site);
+        if !becomes_gemm || plan.placement.is_written_as_integers(site, output) {
             return Ok(None);
         }
-        let columns = plan.graph.constant(&plan.graph.node(site.id).input[1]).and_then(|w| w.dims.last());
-        let float = |id: &NodeId| plan.sites.of_node(*id).is_none_or(|i| !plan.int8[i]);
-        let add = plan.graph.sole_consumer(output).filter(|id| plan.graph.node(*id).is("Add") && float(id));
+        let columns = plan
+            .placement
+            .graph
+            .constant(&plan.placement.graph.node(site.id).input[1])
+            .and_then(|w| w.dims.last());
+        let float = |id: &NodeId| plan.placement.sites.of_node(*id).is_none_or(|i| !plan.placement.int8[i]);
+        let add = plan
+            .placement
+            .graph
+            .sole_consumer(output)
+            .filter(|id| plan.placement.graph.node(*id).is("Add") && float(id));
         let Some((add, &columns)) = add.zip(columns) else { return Ok(None) };
         let vector = |t: &&TensorProto| t.dims == [columns] && is_float(t);
-        let constants =
-            plan.graph.node(add).input.iter().map(|name| plan.graph.constant(name).filter(vector));
+        let constants = plan
+            .placement
+            .graph
+            .node(add)
+            .input
+            .iter()
+            .map(|name| plan.placement.graph.constant(name).filter(vector));
         let Some((index, constant)) = constants.enumerate().find_map(|(i, t)| Some((i, t?))) else {
             return Ok(None);
         };

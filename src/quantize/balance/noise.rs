@@ -1,0 +1,128 @@
+//! What the integers of a value, and of the weights that read it, add to what is computed from it.
+//!
+//! With weights w\[o, k\], k running over the inputs of an output o and c(k) being the channel of k, the mean square m\[c\] of
+//! each channel, the step Δ of the divided value and factors r:
+//!
+//! ```text
+//! signal[o]  = Σ_k w[o, k]² m[c(k)]
+//! value[o]   = Σ_k w[o, k]² (Δ r[c(k)])² / 12
+//! weights[o] = Σ_k (δ[o] / r[c(k)])² m[c(k)] / 12        δ[o] = max_k |w[o, k]| r[c(k)] / 127
+//! ```
+//!
+//! The noise of a product is the mean over o of (value + weights) / signal. Of what else reads the value it is
+//! Σ_c (Δ r)² / 12 / Σ_c m. Errors and inputs are taken to be independent.
+
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+
+use super::Balanced;
+use crate::graph::NodeExt;
+use crate::ops::Role;
+use crate::qparams::Scheme;
+use crate::quantize::placement::Placement;
+use crate::quantize::weights::{Inputs, channel_axis};
+use crate::tensor::{floats, shape};
+
+/// Weights that read a value.
+struct Product {
+    /// By output and input channel: Σ w² and max |w| over the positions of a window.
+    squares: Vec<f32>,
+    largest: Vec<f32>,
+    outputs: usize,
+    /// Input channels of one output.
+    depth: usize,
+    inputs: Inputs,
+}
+
+/// Everything that reads the values of a placement.
+pub(super) struct Model<'p, 'm> {
+    placement: Placement<'p, 'm>,
+    scheme: Scheme,
+    products: HashMap<usize, Product>,
+}
+
+impl<'p, 'm> Model<'p, 'm> {
+    pub fn new(placement: &Placement<'p, 'm>, scheme: Scheme) -> Self {
+        let linear: Vec<usize> =
+            placement.integer_sites().filter(|(_, s)| s.op.role == Role::Linear).map(|(i, _)| i).collect();
+        let products = linear.into_par_iter().filter_map(|i| Some((i, Product::of(placement, i)?))).collect();
+        Self { placement: *placement, scheme, products }
+    }
+
+    /// Noise in what reads `value`.
+    pub fn of(&self, value: &str, balanced: &Balanced) -> f64 {
+        let Some(power) = self.powers(value) else { return 0.0 };
+        let step = f64::from(balanced.params(self.scheme).scale[0]);
+        let errors: Vec<f64> =
+            balanced.factors.iter().map(|&r| (step * f64::from(r)).powi(2) / 12.0).collect();
+        let mut noise = 0.0;
+        let mut others = self.placement.has_float_reader(value);
+        for (i, site) in self.placement.integer_sites() {
+            if !site.inputs.contains(&value) {
+                continue;
+            }
+            match self.products.get(&i) {
+                Some(product) => noise += product.noise(&power, &errors, &balanced.factors),
+                None => others = true,
+            }
+        }
+        if others {
+            noise += errors.iter().sum::<f64>() / power.iter().sum::<f64>();
+        }
+        noise
+    }
+
+    /// Mean square of each channel, which is taken to be in the same ratio to its largest magnitude everywhere.
+    fn powers(&self, value: &str) -> Option<Vec<f64>> {
+        let seen = self.placement.calibration.channels(value)?;
+        let whole = self.placement.calibration.get(value)?.power();
+        let squares: Vec<f64> =
+            super::groups::magnitudes(seen).iter().map(|&m| f64::from(m).powi(2)).collect();
+        let mean = squares.iter().sum::<f64>() / squares.len().max(1) as f64;
+        (mean > 0.0).then(|| squares.iter().map(|square| square * whole / mean).collect())
+    }
+}
+
+impl Product {
+    fn of(placement: &Placement, i: usize) -> Option<Self> {
+        let (graph, site) = (placement.graph, &placement.sites.all[i]);
+        let node = graph.node(site.id);
+        let weight = graph.constant(node.input_at(1)?)?;
+        let (values, dims, axis) = (floats(weight).ok()?, shape(weight).ok()?, channel_axis(graph, site.id));
+        let inputs = Inputs::of(node, &dims, axis);
+        let (outputs, depth) = (dims[axis], dims[1 - axis]);
+        let (mut squares, mut largest) = (vec![0.0; outputs * depth], vec![0.0_f32; outputs * depth]);
+        for (at, &w) in values.iter().enumerate() {
+            let (o, d) = inputs.place(at);
+            squares[o * depth + d] += w * w;
+            largest[o * depth + d] = largest[o * depth + d].max(w.abs());
+        }
+        Some(Self { squares, largest, outputs, depth, inputs })
+    }
+
+    fn noise(&self, power: &[f64], errors: &[f64], factors: &[f32]) -> f64 {
+        let of_output = |o: usize| {
+            let first = self.inputs.first(o);
+            let channels = first..first + self.depth;
+            let (Some(power), Some(errors), Some(factors)) =
+                (power.get(channels.clone()), errors.get(channels.clone()), factors.get(channels))
+            else {
+                return 0.0;
+            };
+            let row = o * self.depth..(o + 1) * self.depth;
+            let (squares, largest) = (&self.squares[row.clone()], &self.largest[row]);
+            let (mut signal, mut noise, mut spread, mut limit) = (0.0, 0.0, 0.0, 0.0_f64);
+            for k in 0..self.depth {
+                let (w, r) = (f64::from(squares[k]), f64::from(factors[k]));
+                signal += w * power[k];
+                noise += w * errors[k];
+                spread += power[k] / (r * r);
+                limit = limit.max(f64::from(largest[k]) * r);
+            }
+            noise += (limit / 127.0).powi(2) / 12.0 * spread * self.inputs.taps as f64;
+            if signal > 0.0 { noise / signal } else { 0.0 }
+        };
+        (0..self.outputs).into_par_iter().map(of_output).sum::<f64>() / self.outputs.max(1) as f64
+    }
+}
