@@ -24,7 +24,7 @@ use crate::model::Model;
 use crate::patch::apply;
 use crate::qparams::{QuantParams, Scheme};
 use crate::quantize::report::{LayerRecord, TensorRecord};
-use crate::quantize::{Quantized, noise::sqnr_db, scales};
+use crate::quantize::{Quantized, noise::sqnr_db, noise_of_products, scales};
 
 /// Newest version of the file format that TensorRT's parsers for our operator sets know.
 const IR_VERSION: i64 = 10;
@@ -36,7 +36,7 @@ const LAYERS: &[Row] = &[
     Row { op_type: "MatMul", ranks: 2..=2, per_channel: true, products: true },
 ];
 
-const TOO_NOISY: &str = "the noise of its input is worth more than the time that int8 would save";
+const TOO_NOISY: &str = "the noise of int8 is worth more than the time that it would save";
 
 /// Share of a layer's time in float16 that int8 saves.
 const SAVED: f64 = 0.5;
@@ -94,7 +94,10 @@ pub fn quantize(
     };
     let (placement, activations) = place(&float);
     let tensor = |value: &str| record(value, placement.root(value), &activations, calibration);
-    let noisy = too_noisy(&layers.records(&graph, calibration, &float, tensor), settings.noise_price);
+    let noise = noise_of_products(&graph, calibration, |value| {
+        activations.get(placement.root(value)).cloned()
+    })?;
+    let noisy = too_noisy(&layers.records(&graph, calibration, &float, tensor), &noise, settings.noise_price);
     float.extend(noisy.into_iter().map(|i| (i, TOO_NOISY.to_owned())));
     let (placement, activations) = place(&float);
     let chosen = layers.chosen(&float);
@@ -134,18 +137,18 @@ pub fn quantize(
     Ok(Exported { quantized: Quantized { model: written, layers, notes }, cache })
 }
 
-/// The layers, by position, that read more noise than the time that int8 saves is worth.
+/// The layers, by position, in whose results int8 puts more noise than the time that it saves is worth.
 ///
 /// A relative noise of 1 costs `price` times the time of the float model, of which a layer has the share of its
 /// multiply-accumulates.
-fn too_noisy(records: &[(NodeId, LayerRecord)], price: f64) -> Vec<usize> {
+fn too_noisy(records: &[(NodeId, LayerRecord)], noise: &HashMap<NodeId, f64>, price: f64) -> Vec<usize> {
     let total: f64 = records.iter().filter_map(|(_, record)| record.macs).sum();
-    let costs_more = |record: &LayerRecord| {
-        let sqnr = record.inputs.first().and_then(|input| input.sqnr_db);
-        let saved = record.macs.map(|macs| SAVED * macs / total);
-        sqnr.zip(saved).is_some_and(|(sqnr, saved)| price * 10_f64.powf(-sqnr / 10.0) > saved)
+    let costs_more = |id: &NodeId, record: &LayerRecord| {
+        let saved = record.macs.filter(|_| record.quantized).map(|macs| SAVED * macs / total);
+        noise.get(id).zip(saved).is_some_and(|(noise, saved)| price * noise > saved)
     };
-    records.iter().enumerate().filter(|(_, (_, record))| costs_more(record)).map(|(i, _)| i).collect()
+    let noisy = records.iter().enumerate().filter(|(_, (id, record))| costs_more(id, record));
+    noisy.map(|(i, _)| i).collect()
 }
 
 /// Parameters of every value with a pair: one scale for each group.
