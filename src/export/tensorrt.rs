@@ -94,9 +94,8 @@ pub fn quantize(
     };
     let (placement, activations) = place(&float);
     let tensor = |value: &str| record(value, placement.root(value), &activations, calibration);
-    let noise = noise_of_products(&graph, calibration, |value| {
-        activations.get(placement.root(value)).cloned()
-    })?;
+    let noise =
+        noise_of_products(&graph, calibration, |value| activations.get(placement.root(value)).cloned())?;
     let noisy = too_noisy(&layers.records(&graph, calibration, &float, tensor), &noise, settings.noise_price);
     float.extend(noisy.into_iter().map(|i| (i, TOO_NOISY.to_owned())));
     let (placement, activations) = place(&float);
