@@ -18,8 +18,8 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/maturin
 WITH_PYTHON := PYO3_PYTHON="$(abspath $(PY))"
 
-.PHONY: help demo develop test test-rust test-python test-tensorrt test-pnnx check format lint lint-rust lint-python docs bench bench-fold bench-peers bench-targets zoo ncnn \
-	exhaustive test-aarch64 sanitize \
+.PHONY: help demo develop test test-rust test-python test-tensorrt test-pnnx check format lint lint-rust lint-python docs bench bench-fold bench-peers bench-large bench-targets zoo ncnn \
+	exhaustive test-aarch64 sanitize fuzz audit \
 	release wheel sdist clean
 
 help: ## list the targets
@@ -47,6 +47,26 @@ test-tensorrt: $(INSTALLED) $(TOOLS) ## have NVIDIA's parser and builder check w
 test-pnnx: $(INSTALLED) $(TOOLS) ## compare with pnnx, ncnn's own converter (85 MB)
 	$(PY) -m pip install --quiet --no-deps -r requirements-pnnx.txt
 	$(PY) -m pytest tests/test_ncnn_pnnx.py
+
+# Coverage, and AddressSanitizer, as cargo-fuzz sets them; it would need a nightly toolchain.
+FUZZ_FLAGS := --cfg fuzzing -Zsanitizer=address -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares
+FUZZ_TRIPLE := x86_64-unknown-linux-gnu
+FUZZ_SECONDS ?= 3600
+fuzz: $(INSTALLED) $(TOOLS) ## fuzz reading, folding, external data, calibrations, and quantize, FUZZ_SECONDS each
+	cd fuzz && RUSTC_BOOTSTRAP=1 RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --locked --release --target $(FUZZ_TRIPLE)
+	cd fuzz && for target in model:model fold:model external:model calibration:calibration; do \
+		mkdir -p corpus/$${target%:*} artifacts; \
+		target/$(FUZZ_TRIPLE)/release/$${target%:*} corpus/$${target%:*} seeds/$${target#*:} \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -artifact_prefix=artifacts/$${target%:*}-; \
+	done
+	$(PY) fuzz/mutate.py --seconds $(FUZZ_SECONDS)
+
+audit: $(PY) ## look the locked crates up in the RustSec advisory database (fetched from GitHub)
+	$(PY) -m pip install --quiet -r requirements-audit.txt
+	$(BIN)/cargo-audit audit --deny warnings
+	$(BIN)/cargo-audit audit --deny warnings --file fuzz/Cargo.lock
 
 exhaustive: $(INSTALLED) $(TOOLS) ## compare the kernels with their definition and ONNX Runtime on all 2^32 floats (minutes)
 	cargo test --locked --release --lib kernels -- --ignored
@@ -112,6 +132,9 @@ bench-peers: release $(TOOLS) ## quantize the zoo with other tools, at several s
 	$(PY) -m pip install --quiet -r benches/requirements.txt uv
 	$(PY) benches/peers.py
 
+bench-large: release $(TOOLS) ## memory and time of quantizing models of 1.5 and 8 GB (heavy: 12 GB of disk)
+	$(PY) benches/large.py --peer
+
 bench-targets: release $(TOOLS) ## what the files for TensorRT and Ascend compute on real tasks (heavy: downloads)
 	$(PY) -m pip install --quiet -r benches/requirements.txt
 	$(PY) benches/targets.py
@@ -128,7 +151,7 @@ sdist: $(BUILDER) ## build the source distribution in dist/
 	$(MATURIN) sdist --out dist
 
 clean: ## remove everything that was built or installed
-	rm -rf $(VENV) target dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) target fuzz/target dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -f python/rustq/_rustq*.so python/rustq/_rustq*.pyd
 	find python tests benches scripts -name __pycache__ -prune -exec rm -rf {} +
 

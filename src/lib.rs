@@ -12,25 +12,44 @@
 //! * [`quantize`] decides what becomes int8 and writes it as QuantizeLinear/DequantizeLinear pairs; [`export`] does so for
 //!   other runtimes than ONNX Runtime.
 
+// Where there is unsafe code, and why, is listed in CONTRIBUTING.md.
+#![deny(unsafe_code)]
+
+#[forbid(unsafe_code)]
 pub mod calibration;
+#[forbid(unsafe_code)]
 pub mod composites;
+#[forbid(unsafe_code)]
 pub mod correct;
+#[forbid(unsafe_code)]
 pub mod error;
+#[forbid(unsafe_code)]
 pub mod export;
+#[forbid(unsafe_code)]
 pub mod fold;
+#[forbid(unsafe_code)]
 pub mod graph;
 pub mod kernels;
+mod mapped;
 pub mod model;
 pub mod observation;
+#[forbid(unsafe_code)]
 pub mod observer;
+#[forbid(unsafe_code)]
 pub mod onnx;
+#[forbid(unsafe_code)]
 pub mod ops;
+#[forbid(unsafe_code)]
 pub mod patch;
 #[cfg(feature = "python")]
 mod python;
+#[forbid(unsafe_code)]
 pub mod qparams;
+#[forbid(unsafe_code)]
 pub mod quantize;
+#[forbid(unsafe_code)]
 pub mod ranges;
+#[forbid(unsafe_code)]
 pub mod tensor;
 
 pub use error::{Error, Result};

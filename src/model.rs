@@ -1,26 +1,35 @@
 //! Opening and saving models. A [`Model`] is immutable from outside; a stage makes a new one from it.
 
+mod external;
 mod files;
 mod pieces;
 mod tensors;
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::path::{Component, Path};
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use prost::Message;
 
-pub use self::files::{write_atomically, write_together};
+pub use self::files::{Batch, write_atomically};
 use self::pieces::Pieces;
 use crate::error::{Error, Result};
-use crate::onnx::{GraphProto, ModelProto, OperatorSetIdProto, TensorProto};
+use crate::mapped;
+use crate::onnx::{GraphProto, ModelProto, OperatorSetIdProto};
 
 /// Largest file the protobuf format can hold.
 const PROTOBUF_LIMIT: usize = i32::MAX as usize;
 
-/// `TensorProto.DataLocation.EXTERNAL`.
-const EXTERNAL: i32 = 1;
+/// Where a model is saved, the data of large tensors goes into the same file or into one beside it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ExternalData {
+    /// Beside it if one file cannot hold the model.
+    #[default]
+    IfNeeded,
+    /// Always in one file.
+    Never,
+    /// Always beside it.
+    Always,
+}
 
 /// An ONNX model in memory. Weights are shared slices of the mapped file, so clones are cheap.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,12 +45,13 @@ impl Model {
     /// changes a file in place.
     ///
     /// # Errors
-    /// [`Error::Io`] when a file cannot be read, [`Error::NotOnnx`] when it is not a model.
+    /// [`Error::Io`] when the file cannot be read, [`Error::NotOnnx`] when it is not a model, [`Error::ExternalData`] when
+    /// the data of a tensor cannot be read, [`Error::Tensor`] when it is not where the model says.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let mut model = Self::decode(map(path)?, &path.display().to_string())?;
-        let folder = path.parent().unwrap_or(Path::new("."));
-        tensors::visit(&mut model.proto, &mut |tensor| resolve_external(tensor, folder))?;
+        let content = mapped::open(path).map_err(Error::io(path))?;
+        let mut model = Self::decode(content, &path.display().to_string())?;
+        external::attach(&mut model.proto, files::folder(path))?;
         Ok(model)
     }
 
@@ -146,19 +156,32 @@ impl Model {
         Ok(bytes)
     }
 
-    /// Writes the file: a sibling temporary file, then a rename. A failure leaves what was there before.
+    /// Writes the file, and one for external data if asked to: siblings first, then a rename. A failure leaves what was
+    /// there before. Returns the paths.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be written.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        write_atomically(path.as_ref(), &self.pieces()?)
+    /// [`Error::Io`] when a file cannot be written, [`Error::Model`] when one file cannot hold the model.
+    pub fn save(&self, path: impl AsRef<Path>, external: ExternalData) -> Result<Vec<PathBuf>> {
+        let mut batch = Batch::default();
+        batch.model(path.as_ref(), self, external)?;
+        batch.write()
+    }
+
+    /// The model with references in the place of large weights that are mapped from files in one folder, and that folder.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the model has no graph.
+    pub fn referring(&self) -> Result<(Self, Option<PathBuf>)> {
+        let mut proto = self.proto.clone();
+        let folder = external::refer(&mut proto.graph.get_or_insert_default().initializer);
+        Ok((Self::from_proto(proto)?, folder))
     }
 
     /// The file's content in pieces, the large ones shared with the model.
     ///
     /// # Errors
     /// As [`encoded_len`](Self::encoded_len).
-    pub fn pieces(&self) -> Result<Vec<Bytes>> {
+    fn pieces(&self) -> Result<Vec<Bytes>> {
         self.encoded_len()?;
         let mut pieces = Pieces::default();
         self.proto.encode(&mut pieces).map_err(|e| Error::Model(e.to_string()))?;
@@ -171,46 +194,31 @@ pub fn is_default_domain(domain: &str) -> bool {
     matches!(domain, "" | "ai.onnx")
 }
 
-fn map(path: &Path) -> Result<Bytes> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    let metadata = file.metadata().map_err(Error::io(path))?;
-    if metadata.is_dir() {
-        return Err(Error::io(path)(std::io::ErrorKind::IsADirectory.into()));
+impl Batch {
+    /// Adds the file of a model, and one for its external data.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when one file cannot hold the model.
+    pub fn model(&mut self, path: &Path, model: &Model, external: ExternalData) -> Result<()> {
+        let beside = match external {
+            ExternalData::IfNeeded => model.proto.encoded_len() > PROTOBUF_LIMIT,
+            ExternalData::Never => false,
+            ExternalData::Always => true,
+        };
+        let replaced = external::files_of(path);
+        let mut kept = None;
+        if beside {
+            let (small, data, content) = external::separated(model, path)?;
+            self.file(path.to_owned(), small.pieces()?);
+            match content {
+                Some(content) => self.file(data.clone(), content),
+                None => self.present.push(data.clone()),
+            }
+            kept = Some(data);
+        } else {
+            self.file(path.to_owned(), model.pieces()?);
+        }
+        self.obsolete.extend(replaced.into_iter().filter(|file| Some(file) != kept.as_ref()));
+        Ok(())
     }
-    if metadata.len() == 0 {
-        return Ok(Bytes::new());
-    }
-    // SAFETY: the mapping is read-only and private. A file that another process truncates meanwhile can still fault;
-    // the documentation of `Model::open` asks for files that are left alone.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path))?;
-    Ok(Bytes::from_owner(map))
-}
-
-/// Replaces a reference into an external file by the bytes themselves, mapped.
-fn resolve_external(tensor: &mut TensorProto, folder: &Path) -> Result<()> {
-    if tensor.data_location() != EXTERNAL {
-        return Ok(());
-    }
-    let fail = |reason: &str| Error::tensor(tensor.name(), reason);
-    let entries: HashMap<_, _> = tensor.external_data.iter().map(|e| (e.key(), e.value())).collect();
-    let location =
-        Path::new(*entries.get("location").ok_or_else(|| fail("external data without a location"))?);
-    if !location.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
-        return Err(fail("external data outside the model's folder"));
-    }
-    let number = |key: &str| entries.get(key).map(|v| v.parse::<usize>()).transpose();
-    let bad_number = |_| fail("external data with an offset or length that is not a number");
-    let data = map(&folder.join(location))?;
-    let start = number("offset").map_err(bad_number)?.unwrap_or(0);
-    let end = match number("length").map_err(bad_number)? {
-        Some(length) => start.checked_add(length),
-        None => Some(data.len()),
-    };
-    let end = end
-        .filter(|&end| start <= end && end <= data.len())
-        .ok_or_else(|| fail("external data is cut short"))?;
-    tensor.raw_data = Some(data.slice(start..end));
-    tensor.external_data.clear();
-    tensor.data_location = None;
-    Ok(())
 }

@@ -11,26 +11,57 @@ mod quantize;
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
-use crate::error::Error;
+use crate::error::{Error, Result, contained, keep_panics_quiet};
 
 pyo3::import_exception!(rustq.errors, ModelError);
 pyo3::import_exception!(rustq.errors, DataError);
+pyo3::import_exception!(rustq.errors, InternalError);
 pyo3::import_exception!(rustq.errors, UnsupportedError);
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
-        let message = error.to_string();
+        let message = shortened(error.to_string());
         match error {
             // OSError picks FileNotFoundError, PermissionError, … by the number.
             Error::Io { path, source } => match source.raw_os_error() {
                 Some(number) => PyOSError::new_err((number, describe(&source), path)),
                 None => PyOSError::new_err(message),
             },
+            Error::ExternalData { tensor, path, source } => match source.raw_os_error() {
+                Some(number) => {
+                    let reason = format!("{}, which holds tensor '{tensor}'", describe(&source));
+                    PyOSError::new_err((number, reason, path))
+                }
+                None => PyOSError::new_err(message),
+            },
             Error::NotOnnx { .. } | Error::Model(_) | Error::Tensor { .. } => ModelError::new_err(message),
             Error::Data(_) => DataError::new_err(message),
+            Error::Defect(_) => InternalError::new_err(message),
             Error::Unsupported(_) => UnsupportedError::new_err(message),
         }
     }
+}
+
+/// Runs `work` while other Python threads run. A panic in it is an `InternalError`.
+fn run<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
+    Ok(py.detach(|| contained(work))?)
+}
+
+/// [`run`] for work that cannot fail.
+fn compute<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> PyResult<T> {
+    run(py, || Ok(work()))
+}
+
+/// A message without the middle of a name that goes on for ever.
+fn shortened(message: String) -> String {
+    const END: usize = 500;
+    let count = message.chars().count();
+    if count <= 3 * END {
+        return message;
+    }
+    let begin: String = message.chars().take(END).collect();
+    let end: String = message.chars().skip(count - END).collect();
+    format!("{begin} … {end}")
 }
 
 /// What the operating system says, without the number that Python prints itself.
@@ -42,6 +73,7 @@ fn describe(error: &std::io::Error) -> String {
 /// The native part of rustq.
 #[pymodule(gil_used = true)]
 fn _rustq(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    keep_panics_quiet();
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("MINIMUM_OPSET", crate::quantize::MINIMUM_OPSET)?;
     module.add_class::<model::PyModel>()?;

@@ -1,6 +1,7 @@
 //! `TensorProto` ⇄ typed values, with every length checked against the dimensions before anything is allocated.
 
 mod memory;
+mod parts;
 mod scale;
 mod transpose;
 
@@ -10,7 +11,8 @@ use half::{bf16, f16};
 use crate::error::{Error, Result};
 use crate::onnx::TensorProto;
 
-use self::memory::Memory;
+pub(crate) use self::memory::Memory;
+pub use self::parts::Parts;
 pub use self::scale::scaled;
 pub use self::transpose::transposed;
 
@@ -28,6 +30,9 @@ pub enum DataType {
     Double = 11,
     Bfloat16 = 16,
 }
+
+/// `TensorProto.DataLocation.EXTERNAL`.
+pub const EXTERNAL: i32 = 1;
 
 /// Number of elements of `tensor`.
 ///
@@ -141,6 +146,11 @@ fn values<const N: usize, T, S>(
 ) -> Result<Vec<T>> {
     let count = element_count(tensor)?;
     let wrong = |found: usize| {
+        if tensor.data_location() == EXTERNAL {
+            let reason =
+                "its data is in another file, which is only found if the model is opened by its path";
+            return Error::tensor(tensor.name(), reason);
+        }
         Error::tensor(tensor.name(), format!("shape {:?} needs {count} values, found {found}", tensor.dims))
     };
     match &tensor.raw_data {
@@ -181,11 +191,21 @@ pub fn tensor<T: Element>(name: &str, dims: &[usize], values: &[T]) -> TensorPro
     debug_assert_eq!(dims.iter().product::<usize>(), values.len());
     let mut raw = Vec::with_capacity(size_of_val(values));
     T::extend(&mut raw, values);
+    tensor_of_bytes(name, dims, T::DATA_TYPE, raw)
+}
+
+/// A tensor named `name` of shape `dims` and type `data_type`, with its content as little-endian bytes.
+pub fn tensor_of_bytes(
+    name: &str,
+    dims: &[usize],
+    data_type: DataType,
+    content: impl Into<Bytes>,
+) -> TensorProto {
     TensorProto {
         dims: dims.iter().map(|&d| d as i64).collect(),
-        data_type: Some(T::DATA_TYPE as i32),
+        data_type: Some(data_type as i32),
         name: Some(name.to_owned()),
-        raw_data: Some(Bytes::from(raw)),
+        raw_data: Some(content.into()),
         ..TensorProto::default()
     }
 }

@@ -123,6 +123,17 @@ def test_constants_that_would_be_huge_stay_nodes(name: str) -> None:
     assert result.byte_size < 1 << 20
 
 
+def test_a_small_file_asks_for_no_large_one() -> None:
+    net = Net()
+    y = net.constant([1, 1000, 1000], dtype=np.int64)
+    for _ in range(4):  # the shape of each is known when the one before is computed
+        y = net.op("Expand", net.constant(1.0), y)
+        y = net.op("Mul", net.op("Shape", y), net.constant([2, 1, 1], dtype=np.int64))
+    y = net.op("ReduceMax", net.op("Expand", net.constant(1.0), y), keepdims=0)
+    result = rustq.fold(net.model(net.op("Add", net.input("x", 2), y)))
+    assert result.byte_size < 10_000_000
+
+
 def test_random_numbers_stay_random() -> None:
     net = Net()
     noise = net.op("RandomNormalLike", net.weight(3))

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from rustq.calibration import Calibration
     from rustq.comparison import Comparison, compare
     from rustq.config import ImageOptions, QuantConfig
-    from rustq.errors import DataError, ModelError, RustqError, UnsupportedError, WorkerError
+    from rustq.errors import (
+        DataError,
+        InternalError,
+        ModelError,
+        RustqError,
+        UnsupportedError,
+        WorkerError,
+    )
     from rustq.folding import FoldedModel, FoldRecord
     from rustq.model import Model, QuantizedModel
     from rustq.ranking import Sensitivity, sensitivity
@@ -32,6 +39,7 @@ __all__ = [
     "FoldRecord",
     "FoldedModel",
     "ImageOptions",
+    "InternalError",
     "Model",
     "ModelError",
     "QuantConfig",
@@ -57,7 +65,14 @@ _HOMES = {
     "comparison": ("Comparison", "compare"),
     "config": ("ImageOptions", "QuantConfig"),
     "folding": ("FoldedModel", "FoldRecord"),
-    "errors": ("DataError", "ModelError", "RustqError", "UnsupportedError", "WorkerError"),
+    "errors": (
+        "DataError",
+        "InternalError",
+        "ModelError",
+        "RustqError",
+        "UnsupportedError",
+        "WorkerError",
+    ),
     "model": ("Model", "QuantizedModel"),
     "ranking": ("Sensitivity", "sensitivity"),
     "report": ("Report",),

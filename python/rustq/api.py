@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -39,9 +40,12 @@ def load(model: Any) -> Model:
 
     Raises:
         OSError: the file cannot be read.
-        ModelError: it is not an ONNX model.
+        ModelError: it is not an ONNX model, or data of a tensor is not where it says.
+
+    Warns:
+        UserWarning: the file has fields that are not in the ONNX schema; they are not kept.
     """
-    return model if isinstance(model, Model) else Model(core_of(model))
+    return model if isinstance(model, Model) else Model(_known(core_of(model)))
 
 
 as_model = load
@@ -62,7 +66,21 @@ def fold(model: Any) -> FoldedModel:
         OSError: the file cannot be read.
         ModelError: it is not an ONNX model.
     """
-    return folded(core_of(model))
+    return folded(_known(core_of(model)))
+
+
+def _known(core: _rustq.Model) -> _rustq.Model:
+    """`core`, with a warning for the caller of our caller if there is more in the file."""
+    if core.undeclared_bytes:
+        warnings.warn(_undeclared(core), stacklevel=3)
+    return core
+
+
+def _undeclared(core: _rustq.Model) -> str:
+    return (
+        f"the file has {core.undeclared_bytes} bytes that this version of rustq does not"
+        " know and did not keep"
+    )
 
 
 def calibrate(
@@ -343,10 +361,10 @@ def _first_shapes(
     prepared: _rustq.Model, data: Any, config: QuantConfig
 ) -> dict[str, tuple[int, ...]]:
     """The shape of each input in the first sample."""
-    from rustq.data import feeds, inputs_of
-    from rustq.runner import session
+    from rustq.data import feeds
+    from rustq.runner import inputs_of_model
 
-    samples = feeds(data, inputs_of(session(prepared.to_bytes())), config.images)
+    samples = feeds(data, inputs_of_model(prepared), config.images)
     next(iter(samples))
     return samples.shapes
 
@@ -395,10 +413,7 @@ def _prepare(source: _rustq.Model) -> tuple[_rustq.Model, list[str]]:
     """The model folded and in an operator set that can express int8 per channel, and notes."""
     notes = []
     if source.undeclared_bytes:
-        notes.append(
-            f"the file has {source.undeclared_bytes} bytes that this version of rustq does not"
-            " know and did not keep"
-        )
+        notes.append(_undeclared(source))
     simple = folded(inlined(source))._core
     simple.check_weights()
     converted, reason = at_least(simple, _rustq.MINIMUM_OPSET)

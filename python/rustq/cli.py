@@ -26,6 +26,7 @@ from rustq.options import (
     config,
     data_options,
     executor_of,
+    external_data,
     image_flags,
     named_shape,
     workers_option,
@@ -176,6 +177,7 @@ def commands(context: click.Context) -> None:
     type=MODEL,
     help="File to write.  [default: MODEL.int8.onnx, or what the target reads]",
 )
+@external_data
 @report_option
 @as_json
 @workers_option
@@ -186,6 +188,7 @@ def quantize(
     scheme: str | None,
     target: str,
     output: Path | None,
+    external_data: bool | None,
     report: Path | None,
     as_json: bool,
     images: ImageOptions | None,
@@ -215,7 +218,7 @@ def quantize(
             progress=progress,
             executor=executor,
         )
-    files = result.save(path)
+    files = result.save(path, external_data=external_data)
     if report:
         from rustq.page import quantization_page
 
@@ -305,21 +308,22 @@ def calibrate(
 @commands.command()
 @click.argument("model", type=MODEL)
 @click.option("-o", "--output", type=MODEL, help="File to write.  [default: MODEL.folded.onnx]")
+@external_data
 @as_json
-def fold(model: Path, output: Path | None, as_json: bool) -> None:
+def fold(model: Path, output: Path | None, external_data: bool | None, as_json: bool) -> None:
     """Fold BatchNormalization and other constant arithmetic of MODEL into its weights."""
     import rustq
 
     path = checked_output(output or model.with_name(f"{model.stem}.folded.onnx"))
     before = rustq.load(model)
     after = rustq.fold(before)
-    after.save(path)
+    files = after.save(path, external_data=external_data)
     counts = before.op_counts, after.op_counts
     if as_json:
         nodes = [sum(count.values()) for count in counts]
         console.show_json(
             {
-                "files": [path],
+                "files": files,
                 "nodes_before": nodes[0],
                 "nodes_after": nodes[1],
                 "folding": [asdict(record) for record in after.folding],
@@ -340,7 +344,7 @@ def fold(model: Path, output: Path | None, as_json: bool) -> None:
     ]
     if stayed:
         console.show_table("BatchNormalization that stays", ("node", "why"), stayed)
-    click.echo(f"wrote {path}")
+    click.echo(f"wrote {', '.join(map(str, files))}")
 
 
 @commands.command()

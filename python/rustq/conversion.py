@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from rustq import _rustq
+from rustq.errors import ModelError
 
 __all__ = ["at_least", "inlined"]
 
 
 def inlined(model: _rustq.Model) -> _rustq.Model:
-    """`model` with the bodies of its own functions in the place of their calls."""
+    """`model` with the bodies of its own functions in the place of their calls.
+
+    Raises:
+        ModelError: they cannot be put there.
+    """
     if not model.has_functions:
         return model
     import onnx
     from onnx import inliner
 
-    proto = inliner.inline_local_functions(onnx.load_model_from_string(model.to_bytes()))
+    serialized = model.to_bytes()
+    try:
+        proto = inliner.inline_local_functions(onnx.load_model_from_string(serialized))
+    except Exception as error:  # onnx raises several errors without a base class
+        raise ModelError(f"the model's functions cannot be inlined: {_reason(error)}") from None
     return _rustq.Model.from_bytes(proto.SerializeToString()).with_metadata_of(model)
 
 
@@ -33,7 +42,11 @@ def at_least(model: _rustq.Model, opset: int) -> tuple[_rustq.Model, str]:
         proto = onnx.load_model_from_string(model.to_bytes())
         converted = version_converter.convert_version(proto, opset)
     except Exception as error:  # the converter raises RuntimeError, and more, without a base class
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        return model, f"opset {model.opset} could not be converted to {opset}: {reason}"
+        return model, f"opset {model.opset} could not be converted to {opset}: {_reason(error)}"
     core = _rustq.Model.from_bytes(converted.SerializeToString())
     return core.with_metadata_of(model), ""
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -60,7 +60,7 @@ def layer_inputs(
     if not seen.values:
         return seen
     runner = session(
-        model.with_outputs(seen.values).to_bytes(),
+        model.with_outputs(seen.values),
         threads=config.threads,
         providers=(config.providers,)
         if isinstance(config.providers, str)

@@ -7,7 +7,14 @@ below. The Rust core raises the same classes.
 
 from __future__ import annotations
 
-__all__ = ["DataError", "ModelError", "RustqError", "UnsupportedError", "WorkerError"]
+__all__ = [
+    "DataError",
+    "InternalError",
+    "ModelError",
+    "RustqError",
+    "UnsupportedError",
+    "WorkerError",
+]
 
 
 class RustqError(Exception):
@@ -28,3 +35,7 @@ class UnsupportedError(RustqError):
 
 class WorkerError(RustqError):
     """A worker of an executor died; the message says which samples it had."""
+
+
+class InternalError(RustqError):
+    """A defect of rustq: please report the message, and the model if you can."""

@@ -24,8 +24,9 @@ __all__ = ["FoldRecord", "FoldedModel", "folded", "specialized"]
 ROUNDS = 8
 """Shapes that follow from constants that follow from shapes: how often."""
 
-LIMIT = 1 << 26
-"""Bytes that computed constants may take."""
+LIMIT, LEAST, SHARE = 1 << 26, 1 << 22, 4
+"""Bytes that computed constants may take in all: the first number, but no more than the second and
+so many times those of the model, since a small file must not ask for a large one."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ def folded(core: _rustq.Model) -> FoldedModel:
     # What a file says of its values may be stale; only inferred shapes may become constants.
     model, records = (core.with_values_of(core.skeleton()) if computes_shapes else core).fold()
     if model.wants_evidence():
+        largest = core.byte_size + min(LIMIT, LEAST + SHARE * core.byte_size)
         for _ in range(ROUNDS):
-            informed = _with_computed_constants(_with_inferred_shapes(model))
+            informed = _with_computed_constants(_with_inferred_shapes(model), largest)
             folded, found = informed.fold()
             records = [r for r in records if r["declined"] is None] + found
             changed = folded.nodes != model.nodes
@@ -111,8 +113,8 @@ def _with_inferred_shapes(model: _rustq.Model) -> _rustq.Model:
     return model.with_values_of(_rustq.Model.from_bytes(inferred.SerializeToString()))
 
 
-def _with_computed_constants(model: _rustq.Model) -> _rustq.Model:
-    """`model` with constants in the place of the nodes that compute them, within `LIMIT`."""
+def _with_computed_constants(model: _rustq.Model, largest: int) -> _rustq.Model:
+    """`model` with constants in the place of nodes that compute them, until it is this large."""
     part = model.constant_part()
     if part is None:
         return model
@@ -120,7 +122,7 @@ def _with_computed_constants(model: _rustq.Model) -> _rustq.Model:
 
     try:
         proto = onnx.load_model_from_string(part.to_bytes())
-        _keep_bounded(proto)
+        _keep_bounded(proto, largest - model.byte_size)
         values = _evaluated(proto) if proto.graph.node else []
     except Exception:  # an operator without a kernel, or inconsistent attributes: the nodes stay
         return model
@@ -131,15 +133,15 @@ def _with_computed_constants(model: _rustq.Model) -> _rustq.Model:
     return model.with_constants(_rustq.Model.from_bytes(proto.SerializeToString()))
 
 
-def _keep_bounded(proto: onnx.ModelProto) -> None:
-    """Drops the nodes whose results might exceed `LIMIT`, and what depends on them."""
+def _keep_bounded(proto: onnx.ModelProto, limit: int) -> None:
+    """Drops the nodes whose results might exceed `limit` bytes, and what depends on them."""
     import onnx
 
     graph = proto.graph
     read = {value.name for value in graph.output}
     inferred = onnx.shape_inference.infer_shapes(proto).graph
     sizes = {value.name: _size(value) for value in (*inferred.value_info, *inferred.output)}
-    kept, left = [], LIMIT
+    kept, left = [], limit
     known = {tensor.name for tensor in graph.initializer} | {""}
     for node in graph.node:
         size = sum(sizes.get(name, math.inf) for name in node.output if name)

@@ -92,7 +92,7 @@ class Sessions:
 
         config = self.config
         made: Session = session(
-            model if isinstance(model, bytes) else model.to_bytes(),
+            model,
             threads=config.threads,
             providers=tuple(config.providers),
             options=self.options,

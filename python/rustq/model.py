@@ -92,14 +92,23 @@ class Model:
 
         return onnx.load_model_from_string(self.to_bytes())
 
-    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+    def save(
+        self, path: str | os.PathLike[str], *, external_data: bool | None = None
+    ) -> list[Path]:
         """Writes an `.onnx` file, wholly or not at all, and returns the paths written.
 
+        Args:
+            path: the file.
+            external_data: `True` puts the data of every tensor of 1 KiB or more into one file
+                beside it, which is called `path` with `.data` behind it, or with a number before
+                that if a file of other content has the name; `False` keeps them in the model;
+                `None` puts them beside it only above 2 GiB, which one ONNX file cannot hold.
+
         Raises:
-            OSError: the file cannot be written.
+            OSError: a file cannot be written.
+            ModelError: the model does not fit into one file, but has to.
         """
-        self._core.save(Path(path))
-        return [Path(path)]
+        return _rustq.write_together([(Path(path), self._core)], external_data)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Model) and self._core == other._core
@@ -134,20 +143,26 @@ class QuantizedModel(Model):
         self._target = target
         self._files = files
 
-    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+    def save(
+        self, path: str | os.PathLike[str], *, external_data: bool | None = None
+    ) -> list[Path]:
         """Writes what the target reads, all of it or nothing, and returns the paths written.
 
         Files that belong to the one at `path` get its name with another suffix.
 
+        Args:
+            path: the main file.
+            external_data: see `Model.save`; for targets whose main file is ONNX.
+
         Raises:
             OSError: a file cannot be written.
+            ModelError: the model does not fit into one file, but has to.
             ValueError: the target's files are not ONNX, and `path` has another suffix than theirs.
         """
         path = Path(path)
         beside = [(self._target.companion(path, suffix), f) for suffix, f in self._files.items()]
         main = [(path, self._core)] if self._target.suffix == ".onnx" else []
-        _rustq.write_together([*main, *beside])
-        return [written for written, _ in (*main, *beside)]
+        return _rustq.write_together([*main, *beside], external_data)
 
     def save_report(
         self,

@@ -27,6 +27,7 @@ __all__ = [
     "config",
     "data_options",
     "executor_of",
+    "external_data",
     "image_flags",
     "named_shape",
     "workers_option",
@@ -100,6 +101,13 @@ workers_option = click.option(
     "--workers",
     type=click.IntRange(min=1),
     help="Processes that share the data between them, each with --threads threads, or 1.",
+)
+
+
+external_data = click.option(
+    "--external-data/--no-external-data",
+    default=None,
+    help="Weights in a file beside the model, or in it.  [default: beside it above 2 GiB]",
 )
 
 

@@ -34,12 +34,16 @@ _WEIGHTS_APART = {
 """For a session that only optimizes: its weights go to a file that the next session maps."""
 
 
+LARGE = 1 << 29
+"""Bytes of a model from which on its weights are not copied, neither as they are nor packed, which
+would make it faster."""
+
 Run = Callable[["Feed"], Sequence[Any] | Mapping[str, Any]]
 """Runs a model on a feed: the values of its outputs, in their order or by name."""
 
 
 def session(
-    model: bytes | str | os.PathLike[str],
+    model: bytes | str | os.PathLike[str] | _rustq.Model,
     *,
     threads: int | None = None,
     providers: Iterable[Any] = (CPU,),
@@ -49,7 +53,8 @@ def session(
     """An `onnxruntime.InferenceSession` with all of its optimizations.
 
     Args:
-        model: a serialized model, or the path of a file.
+        model: a serialized model, the path of a file, or a native model, whose large weights are
+            read where they are.
         threads: threads within an operator, `None` for ONNX Runtime's choice.
         providers: execution providers in order of preference, each a name, or a pair of a name and
             a dict of its options.
@@ -88,15 +93,36 @@ def _options(
 
 
 def _session(
-    model: bytes | str | os.PathLike[str], options: Any, providers: Iterable[Any] = (CPU,)
+    model: bytes | str | os.PathLike[str] | _rustq.Model,
+    options: Any,
+    providers: Iterable[Any] = (CPU,),
 ) -> Any:
     import onnxruntime as ort
 
+    if isinstance(model, _rustq.Model):
+        return _session_of(model, options, providers)
     source = model if isinstance(model, bytes) else str(Path(model))
     try:
         return ort.InferenceSession(source, options, providers=list(providers))
     except Exception as error:  # the classes of onnxruntime's exceptions are not public
         raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
+
+
+def _session_of(model: _rustq.Model, options: Any, providers: Iterable[Any]) -> Any:
+    """Large weights are mapped from where they are, or from a file that is written for them."""
+    if model.byte_size <= LARGE:
+        return _session(model.to_bytes(), options, providers)
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    referring, folder = model.referring()
+    if folder is not None and referring.byte_size <= LARGE:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder.absolute())
+        )
+        return _session(referring.to_bytes(), options, providers)
+    with tempfile.TemporaryDirectory(prefix="rustq-", ignore_cleanup_errors=True) as temporary:
+        path = Path(temporary) / "model.onnx"
+        _rustq.write_together([(path, model)], external_data=True)
+        return _session(path, options, providers)
 
 
 def inputs_of_model(model: _rustq.Model) -> list[InputInfo]:
@@ -162,19 +188,19 @@ class Observation:
 
     def _with_outputs(self, model: _rustq.Model, config: QuantConfig) -> Run:
         self._names = self._wanted or [name for name, *_ in model.outputs]
-        serialized = model.with_outputs(self._names).to_bytes()
+        shown = model.with_outputs(self._names)
         self._observers = None
         if config.runner is not None:
-            return config.runner(serialized, tuple(self._names))
+            return config.runner(shown.to_bytes(), tuple(self._names))
         made = _session(
-            serialized, _options(config.threads, config.session_options), _names(config.providers)
+            shown, _options(config.threads, config.session_options), _names(config.providers)
         )
         return partial(made.run, None)
 
     def _with_blocks(self, model: _rustq.Model, config: QuantConfig) -> Run:
         import onnxruntime as ort
 
-        inserted = self._observed(model, config).to_bytes()
+        inserted = self._observed(model, config)
         assert self._observers is not None
         with tempfile.TemporaryDirectory(prefix="rustq-", ignore_cleanup_errors=True) as folder:
             optimized = Path(folder) / "optimized.onnx"
@@ -193,7 +219,7 @@ class Observation:
 
     def _with_nodes(self, model: _rustq.Model, config: QuantConfig) -> Run:
         options = _options(config.threads, config.session_options, observing=True)
-        made = _session(self._observed(model, config).to_bytes(), options)
+        made = _session(self._observed(model, config), options)
         return partial(made.run, None)
 
     def _observed(self, model: _rustq.Model, config: QuantConfig) -> _rustq.Model:

@@ -14,7 +14,7 @@ use crate::patch::Patch;
 use crate::qparams::{QuantParams, Range, Scheme};
 use crate::quantize::weights::{self, QuantizedWeights, WeightGrid};
 use crate::quantize::writer::Writer;
-use crate::tensor::{DataType, tensor};
+use crate::tensor::{DataType, tensor_of_bytes};
 
 /// What is to be written.
 pub(super) struct Plan<'p, 'm> {
@@ -104,7 +104,7 @@ fn dequantized_weights(
     let (base, params) = (writer.own(name, id), &weights.params);
     if plan.integer_weights {
         let zero = writer.zeros(params);
-        let integers = tensor("", &weights.dims, &weights.values);
+        let integers = tensor_of_bytes("", &weights.dims, DataType::Int8, weights.values.clone());
         return writer.dequantized_constant(&base, integers, params, Some(zero), before);
     }
     let output = writer.dequantized(&base);

@@ -11,10 +11,12 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use prost::Message;
+use rayon::prelude::*;
 
 use super::Changes;
 use crate::error::Result;
 use crate::graph::{Graph, NodeId, subgraphs};
+use crate::mapped;
 use crate::model::is_default_domain;
 use crate::onnx::{NodeProto, TensorProto};
 
@@ -130,7 +132,8 @@ const BEGINNING: usize = 64;
 
 /// Each constant that equals an earlier one, and the first of those.
 ///
-/// Only constants that share type, dimensions, size and beginning with another are read whole.
+/// Only constants that share type, dimensions, size and beginning with another are read whole. Different ones with the same
+/// checksum are left alone, so that no file can make this slow.
 fn equal_constants<'m>(graph: &Graph<'m>) -> HashMap<&'m str, &'m str> {
     let size = |t: &TensorProto| match raw(t) {
         Some(raw) => (true, raw.len()),
@@ -142,17 +145,21 @@ fn equal_constants<'m>(graph: &Graph<'m>) -> HashMap<&'m str, &'m str> {
         let beginning = &data[..data.len().min(BEGINNING)];
         alike.entry((tensor.data_type(), &tensor.dims, size(tensor), beginning)).or_default().push(tensor);
     }
-    let mut same = HashMap::new();
-    for group in alike.into_values().filter(|group| group.len() > 1) {
-        let mut first: HashMap<Cow<[u8]>, &str> = HashMap::new();
-        for tensor in group {
-            let kept = *first.entry(content(tensor)).or_insert(tensor.name());
-            if kept != tensor.name() {
-                same.insert(tensor.name(), kept);
+    let groups: Vec<_> = alike.into_values().filter(|group| group.len() > 1).collect();
+    let same = groups.into_par_iter().flat_map_iter(|group| {
+        let sums: Vec<u32> = group.par_iter().map(|tensor| crc32fast::hash(&content(tensor))).collect();
+        let mut first: HashMap<u32, &TensorProto> = HashMap::new();
+        let mut same = Vec::new();
+        for (tensor, sum) in group.into_iter().zip(sums) {
+            let kept = *first.entry(sum).or_insert(tensor);
+            if kept.name() != tensor.name() && content(kept) == content(tensor) {
+                same.push((tensor.name(), kept.name()));
             }
+            tensor.raw_data.iter().for_each(|data| mapped::release(data));
         }
-    }
-    same
+        same
+    });
+    same.collect()
 }
 
 fn raw(tensor: &TensorProto) -> Option<&[u8]> {

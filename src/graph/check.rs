@@ -1,11 +1,11 @@
 //! What every stage takes for granted of a graph, checked once.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::{Graph, NodeExt};
 use crate::error::{Error, Result};
 use crate::ops::OPS;
-use crate::tensor::{floats, is_float};
+use crate::tensor::{Parts, is_float};
 
 /// Operators that the rules look into, besides those with integer kernels.
 const READ_BY_RULES: &[&str] = &[
@@ -29,6 +29,7 @@ impl Graph<'_> {
     /// # Errors
     /// [`Error::Model`], naming the node.
     pub fn check(&self) -> Result<()> {
+        self.check_initializers()?;
         let mut made = HashSet::new();
         for node in self.nodes() {
             let early = |name: &&String| self.producer(name).is_some() && !made.contains(name.as_str());
@@ -58,16 +59,31 @@ impl Graph<'_> {
         Ok(())
     }
 
+    /// Checks that no two initializers of one name differ.
+    fn check_initializers(&self) -> Result<()> {
+        let mut first = HashMap::new();
+        for tensor in &self.proto.initializer {
+            let known = *first.entry(tensor.name()).or_insert(tensor);
+            if !std::ptr::eq(known, tensor) && known != tensor {
+                return Err(Error::tensor(tensor.name(), "two different initializers have this name"));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks that the weights of the operators that multiply or normalize are finite.
     ///
     /// # Errors
     /// [`Error::Tensor`], naming the first that is not, or whose data does not fill its shape.
     pub fn check_weights(&self) -> Result<()> {
+        const PART: usize = 1 << 18;
         const WEIGHTED: &[&str] = &["BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"];
         for node in self.nodes().iter().filter(|node| WEIGHTED.iter().any(|op_type| node.is(op_type))) {
             let constants = node.input.iter().skip(1).filter_map(|name| self.constant(name));
             for constant in constants.filter(|t| is_float(t)) {
-                if let Some(value) = floats(constant)?.into_iter().find(|v| !v.is_finite()) {
+                let parts = Parts::of(constant)?;
+                let wild = parts.map(PART, |_, part| part.iter().copied().find(|v| !v.is_finite()));
+                if let Some(value) = wild.into_iter().flatten().next() {
                     let reason = format!("weights of '{}' must be finite, but one is {value}", node.label());
                     return Err(Error::tensor(constant.name(), reason));
                 }

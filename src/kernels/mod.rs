@@ -137,7 +137,7 @@ pub fn abs_max(x: &[f32]) -> f32 {
     portable::abs_max(x)
 }
 
-/// Raises each maximum to the magnitude of its element.
+/// Raises each maximum to the magnitude of its element. NaNs are skipped.
 ///
 /// # Panics
 /// If the slices differ in length.
@@ -159,6 +159,16 @@ pub fn raise_abs_max_of_sums(maxima: &mut [f32], a: &[f32], b: &[f32]) {
 #[multiversion(targets("x86_64+avx2"))]
 pub fn sum_of_squares(x: &[f32]) -> f64 {
     portable::sum_of_squares(x)
+}
+
+/// [`quantize_clamped`] to −127…127 with the zero point 0 and a scale for each value; returns the
+/// [`quantization_error`].
+///
+/// # Panics
+/// If the slices differ in length.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn quantize_columns(x: &[f32], scales: &[f32], out: &mut [i8]) -> f64 {
+    portable::quantize_columns(x, scales, out)
 }
 
 /// Smallest magnitude that is neither 0 nor NaN, infinite if there is none.

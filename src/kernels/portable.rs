@@ -268,6 +268,23 @@ pub(super) fn least_magnitude(x: &[f32]) -> f32 {
     f32::from_bits(keys.into_iter().chain(tail.iter().map(|&v| key(v))).fold(NONE, u32::min) + 1)
 }
 
+#[inline(always)]
+pub(super) fn quantize_columns(x: &[f32], scales: &[f32], out: &mut [i8]) -> f64 {
+    assert!(x.len() == scales.len() && x.len() == out.len());
+    let limits = Limits::new(0, -127, 127);
+    let mut sums = [0.0; LANES];
+    let blocks = x.chunks(LANES).zip(scales.chunks(LANES)).zip(out.chunks_mut(LANES));
+    for ((x, scales), out) in blocks {
+        for (((sum, &v), &scale), q) in sums.iter_mut().zip(x).zip(scales).zip(out) {
+            let nearest = limits.clamp(v / scale) + ROUNDER;
+            *q = (nearest.to_bits() as i32 - ROUNDER.to_bits() as i32) as i8;
+            let error = f64::from((nearest - ROUNDER) * scale) - f64::from(v);
+            *sum += error * error;
+        }
+    }
+    sums.into_iter().sum()
+}
+
 /// Zeros of successive elements go to as many different counters, which [`gather_zeros`] then adds up.
 const ZERO_LANES: usize = 16;
 

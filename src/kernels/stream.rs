@@ -3,6 +3,8 @@
 //! A result larger than the last cache is not there any more when it is next read. An ordinary store first fetches the
 //! line that it is about to overwrite; a non-temporal one does not, which spares a third of the traffic.
 
+#![allow(unsafe_code)]
+
 /// Results of this many bytes go past the caches.
 const LARGE: usize = 16 << 20;
 

@@ -1,43 +1,96 @@
 //! Writing files wholly or not at all: into temporary ones beside them, then a rename.
 
+#![allow(unsafe_code)]
+
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{ErrorKind, Result as IoResult, Write};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
+use crate::mapped;
 
-/// Replaces the file at `path` by `pieces` one behind the other, wholly or not at all.
+/// Replaces the file at `path` by `content`, wholly or not at all.
 ///
 /// # Errors
 /// [`Error::Io`], naming `path`.
-pub fn write_atomically<P: AsRef<[u8]>>(path: &Path, pieces: &[P]) -> Result<()> {
-    persist(path, temporary(path, pieces)?)
+pub fn write_atomically(path: &Path, content: impl Into<Bytes>) -> Result<()> {
+    let mut batch = Batch::default();
+    batch.file(path.to_owned(), vec![content.into()]);
+    batch.write().map(drop)
 }
 
-/// Writes files that belong together: not one of them is replaced before all are written and on the disk.
-///
-/// # Errors
-/// [`Error::Io`], naming the file.
-pub fn write_together<P: AsRef<[u8]>>(files: &[(PathBuf, Vec<P>)]) -> Result<()> {
-    let written = files.iter().map(|(path, pieces)| Ok((path, temporary(path, pieces)?)));
-    let written: Vec<_> = written.collect::<Result<_>>()?;
-    written.into_iter().try_for_each(|(path, file)| persist(path, file))
+/// Files that belong together: none of them is replaced before all are written and on the disk, and the first one, which
+/// may refer to the others, last.
+#[derive(Default)]
+pub struct Batch {
+    files: Vec<(PathBuf, Vec<Bytes>)>,
+    /// Files of this batch that exist already as they are to be.
+    pub(super) present: Vec<PathBuf>,
+    /// Files to remove once nothing refers to them any more.
+    pub(super) obsolete: Vec<PathBuf>,
+}
+
+impl Batch {
+    /// Adds a file with the content `pieces`, one behind the other.
+    pub fn file(&mut self, path: PathBuf, pieces: Vec<Bytes>) {
+        self.files.push((path, pieces));
+    }
+
+    /// Writes the files; returns their paths.
+    ///
+    /// # Errors
+    /// [`Error::Io`], naming the file.
+    pub fn write(self) -> Result<Vec<PathBuf>> {
+        let written = self.files.iter().map(|(path, pieces)| temporary(path, pieces));
+        let written: Vec<_> = written.collect::<Result<_>>()?;
+        let mut fresh = Vec::new();
+        for ((path, _), file) in self.files.iter().zip(written).rev() {
+            let is_fresh = !path.exists();
+            if let Err(error) = file.persist(path) {
+                fresh.into_iter().for_each(remove);
+                return Err(Error::io(path)(numbered(error.error)));
+            }
+            fresh.extend(is_fresh.then_some(path.as_path()));
+        }
+        self.obsolete.iter().map(PathBuf::as_path).for_each(remove);
+        let paths: Vec<PathBuf> = self.files.into_iter().map(|(path, _)| path).chain(self.present).collect();
+        paths.iter().map(|path| folder(path)).collect::<BTreeSet<_>>().into_iter().for_each(sync_folder);
+        Ok(paths)
+    }
+}
+
+/// The folder that a file is in.
+pub(super) fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
+}
+
+/// Removes a file that nothing refers to. It may stay: it is in nobody's way.
+fn remove(path: &Path) {
+    let _ = std::fs::remove_file(path);
+}
+
+/// Has the system note the renames on the disk. Not every file system can, and the files themselves are there.
+fn sync_folder(folder: &Path) {
+    if cfg!(unix) {
+        let _ = File::open(folder).and_then(|folder| folder.sync_all());
+    }
 }
 
 /// A file on the disk beside `path`, to be renamed to it; it is gone if that does not happen.
-fn temporary<P: AsRef<[u8]>>(path: &Path, pieces: &[P]) -> Result<NamedTempFile> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
+fn temporary(path: &Path, pieces: &[Bytes]) -> Result<NamedTempFile> {
     let write = || -> IoResult<NamedTempFile> {
-        let mut file = tempfile::Builder::new().prefix(".rustq-").tempfile_in(folder)?;
+        let mut file = tempfile::Builder::new().prefix(".rustq-").tempfile_in(folder(path))?;
         let mut written = 0;
         for piece in pieces {
-            file.write_all(piece.as_ref())?;
-            written = start_writing(file.as_file(), written, piece.as_ref().len());
+            for part in piece.chunks(PART) {
+                file.as_file_mut().write_all(part)?;
+                written = start_writing(file.as_file(), written, part.len());
+            }
+            mapped::release(piece);
         }
         file.as_file().sync_all()?;
         keep_permissions(path, file.as_file())?;
@@ -46,9 +99,8 @@ fn temporary<P: AsRef<[u8]>>(path: &Path, pieces: &[P]) -> Result<NamedTempFile>
     write().map_err(|error| Error::io(path)(numbered(error)))
 }
 
-fn persist(path: &Path, file: NamedTempFile) -> Result<()> {
-    file.persist(path).map(drop).map_err(|e| Error::io(path)(numbered(e.error)))
-}
+/// Bytes that are written at a time.
+const PART: usize = 1 << 24;
 
 /// Has the system begin to write `length` bytes at `start` to the disk while more are produced, so that the sync at the end
 /// finds little left to do; returns where they end.

@@ -1,5 +1,7 @@
 //! A buffer that keeps large pieces as they are: weights go from the mapped file to the new one without a copy in memory.
 
+#![allow(unsafe_code)]
+
 use bytes::buf::UninitSlice;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 

@@ -4,6 +4,8 @@
 //! function used here is in version 17 of the table (ONNX Runtime 1.17). `OrtCustomOp` is the table that an operator
 //! gives in return; fields after those of its `version` are not read.
 
+#![allow(unsafe_code)]
+
 use std::ffi::{c_char, c_int, c_void};
 
 /// Version of the two tables.

@@ -3,6 +3,8 @@
 //! The extension module is also the library of custom operators: ONNX Runtime loads it by its path and calls
 //! [`RegisterCustomOps`]. No panic leaves the functions that it calls; an error becomes its status.
 
+#![allow(unsafe_code)]
+
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;

@@ -10,6 +10,7 @@ use pyo3::types::PyBytes;
 
 use super::model::PyModel;
 use crate::calibration::{Activation, Calibration};
+use crate::error::contained;
 use crate::model::write_atomically;
 use crate::observation::{Observers, Wanted};
 use crate::qparams::{Range, Scheme};
@@ -25,10 +26,10 @@ impl PyCalibration {
     /// Nothing seen yet, of a model if one is given.
     #[new]
     #[pyo3(signature = (model=None))]
-    fn new(py: Python<'_>, model: Option<PyRef<'_, PyModel>>) -> Self {
-        let Some(model) = model else { return Self(Calibration::default()) };
+    fn new(py: Python<'_>, model: Option<PyRef<'_, PyModel>>) -> PyResult<Self> {
+        let Some(model) = model else { return Ok(Self(Calibration::default())) };
         let model = &model.0;
-        Self(py.detach(|| Calibration::of(model)))
+        super::compute(py, || Calibration::of(model)).map(Self)
     }
 
     /// Counts one inference: the values of each named tensor, and of each of its channels along the axis in `channels`.
@@ -54,19 +55,19 @@ impl PyCalibration {
                 Activation { name, shape, values, channels }
             })
             .collect();
-        Ok(py.detach(|| self.0.observe_run(&activations, parallel))?)
+        super::run(py, || self.0.observe_run(&activations, parallel))
     }
 
     /// Takes over what observers in the graph saw in so many inferences.
     fn collect(&mut self, py: Python<'_>, observers: PyRef<'_, PyObservers>, runs: u64) -> PyResult<()> {
         let observers = &observers.0;
-        Ok(py.detach(|| observers.drain_into(&mut self.0, runs))?)
+        super::run(py, || observers.drain_into(&mut self.0, runs))
     }
 
     /// Adds what another saw.
     fn add(&mut self, py: Python<'_>, other: PyRef<'_, Self>) -> PyResult<()> {
         let other = &other.0;
-        Ok(py.detach(|| self.0.merge(other))?)
+        super::run(py, || self.0.merge(other))
     }
 
     /// Adds to the number of inferences.
@@ -84,7 +85,7 @@ impl PyCalibration {
     /// Fails when this was made from another model, saying what differs.
     fn check_model(&self, py: Python<'_>, model: PyRef<'_, PyModel>) -> PyResult<()> {
         let model = &model.0;
-        Ok(py.detach(|| self.0.check_model(model))?)
+        super::run(py, || self.0.check_model(model))
     }
 
     /// Axis, smallest and largest value of each channel of a tensor; `None` if they were not asked for.
@@ -111,7 +112,8 @@ impl PyCalibration {
     /// The range that a method chooses for a tensor.
     fn range(&self, tensor: &str, method: &str, percentile: f64, scheme: &str) -> PyResult<(f32, f32)> {
         let observer = self.0.get(tensor).ok_or_else(|| PyKeyError::new_err(tensor.to_owned()))?;
-        let range = range(observer, parse_method(method, percentile)?, parse_scheme(scheme)?);
+        let (method, scheme) = (parse_method(method, percentile)?, parse_scheme(scheme)?);
+        let range = contained(|| Ok(range(observer, method, scheme)))?;
         Ok((range.min, range.max))
     }
 
@@ -128,12 +130,12 @@ impl PyCalibration {
 
     /// Writes the file, wholly or not at all.
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        Ok(py.detach(|| write_atomically(&path, &[self.0.to_bytes()]))?)
+        super::run(py, || write_atomically(&path, self.0.to_bytes()))
     }
 
     #[staticmethod]
-    fn from_bytes(data: &[u8]) -> PyResult<Self> {
-        Ok(Self(Calibration::from_bytes(data)?))
+    fn from_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Self> {
+        super::run(py, || Calibration::from_bytes(data)).map(Self)
     }
 
     fn __eq__(&self, other: PyRef<'_, Self>) -> bool {

@@ -40,7 +40,6 @@ impl PyLayerInputs {
                 array.as_slice().map_err(|_| PyValueError::new_err("arrays must be contiguous"))?;
             values.insert(name, (array.shape(), elements));
         }
-        py.detach(|| self.0.observe(|name| values.get(name).copied()));
-        Ok(())
+        super::compute(py, || self.0.observe(|name| values.get(name).copied()))
     }
 }

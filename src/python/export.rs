@@ -28,7 +28,7 @@ pub(super) fn quantize_tensorrt<'py>(
     let version = version.parse().map_err(PyValueError::new_err)?;
     let settings = tensorrt::Settings { half, version, noise_price };
     let (model, calibration) = (&model.0, &calibration.0);
-    let done = py.detach(|| tensorrt::quantize(model, calibration, &options, settings))?;
+    let done = super::run(py, || tensorrt::quantize(model, calibration, &options, settings))?;
     Ok((outcome(py, done.quantized)?, done.cache))
 }
 
@@ -39,9 +39,9 @@ fn options((method, percentile): (&str, f64), per_channel: bool, exclude: Vec<St
 
 /// What TensorRT would refuse or misread of a quantized model.
 #[pyfunction]
-pub(super) fn lint_tensorrt(py: Python<'_>, model: PyRef<'_, PyModel>) -> Vec<String> {
+pub(super) fn lint_tensorrt(py: Python<'_>, model: PyRef<'_, PyModel>) -> PyResult<Vec<String>> {
     let model = &model.0;
-    py.detach(|| tensorrt::lint(model))
+    super::compute(py, || tensorrt::lint(model))
 }
 
 /// Finds the scales of a folded model for Ascend: the float model, its record file, and the same as pairs.
@@ -61,6 +61,6 @@ pub(super) fn quantize_ascend<'py>(
     let options = options((method, percentile), per_channel, exclude)?;
     let scheme = parse_scheme(scheme)?;
     let (model, calibration) = (&model.0, &calibration.0);
-    let done = py.detach(|| ascend::quantize(model, calibration, &options, scheme))?;
+    let done = super::run(py, || ascend::quantize(model, calibration, &options, scheme))?;
     Ok((outcome(py, done.quantized)?, done.record, PyModel(done.explicit)))
 }

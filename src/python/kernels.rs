@@ -6,6 +6,7 @@ use numpy::{PyReadonlyArray1, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use super::compute;
 use crate::kernels::{self, Along, Params};
 
 /// A float type's name and array; 16-bit floats come as the uint16 of their bits.
@@ -85,7 +86,7 @@ pub(super) fn quantize(
     let p = params(&p)?;
     with_reals!(&x, |x| with_integers!(out, PyReadwriteArrayDyn, |out| {
         let out = out.as_slice_mut()?;
-        py.detach(|| kernels::quantize_tensor(x, p, out));
+        compute(py, || kernels::quantize_tensor(x, p, out))?;
     }));
     Ok(())
 }
@@ -105,14 +106,14 @@ pub(super) fn dequantize(
         if name == "float32" {
             let mut out = out.extract::<PyReadwriteArrayDyn<'_, f32>>()?;
             let out = out.as_slice_mut()?;
-            py.detach(|| kernels::dequantize_tensor(q, p, out));
+            compute(py, || kernels::dequantize_tensor(q, p, out))?;
         } else {
             let mut out = out.extract::<PyReadwriteArrayDyn<'_, u16>>()?;
             let out = out.as_slice_mut()?;
-            py.detach(|| match name.as_str() {
+            compute(py, || match name.as_str() {
                 "float16" => kernels::dequantize_tensor::<_, f16>(q, p, out.reinterpret_cast_mut()),
                 _ => kernels::dequantize_tensor::<_, bf16>(q, p, out.reinterpret_cast_mut()),
-            });
+            })?;
         }
     });
     Ok(())
@@ -127,28 +128,27 @@ pub(super) fn fake_quantize(
     mut out: PyReadwriteArrayDyn<'_, f32>,
 ) -> PyResult<()> {
     let (p, out) = (params(&p)?, out.as_slice_mut()?);
-    with_reals!(&x, |x| py.detach(|| kernels::fake_quantize_tensor(x, p, out)));
-    Ok(())
+    with_reals!(&x, |x| compute(py, || kernels::fake_quantize_tensor(x, p, out)))
 }
 
 /// Sum of squared differences between values and what their integers say.
 #[pyfunction]
 pub(super) fn quantization_error(py: Python<'_>, x: Reals<'_>, p: PyParams<'_>) -> PyResult<f64> {
     let p = params(&p)?;
-    with_reals!(&x, |x| Ok(py.detach(|| kernels::quantization_error_tensor(x, p))))
+    with_reals!(&x, |x| compute(py, || kernels::quantization_error_tensor(x, p)))
 }
 
 /// Smallest and largest value; `None` for an array without numbers.
 #[pyfunction]
 pub(super) fn min_max(py: Python<'_>, x: Reals<'_>) -> PyResult<Option<(f32, f32)>> {
-    with_reals!(&x, |x| Ok(py.detach(|| kernels::min_max_tensor(x))))
+    with_reals!(&x, |x| compute(py, || kernels::min_max_tensor(x)))
 }
 
 /// Adds the number of values with each upper half of their bits to 65536 counters.
 #[pyfunction]
 pub(super) fn histogram(py: Python<'_>, x: Reals<'_>, mut out: PyReadwriteArrayDyn<'_, u64>) -> PyResult<()> {
     let out = out.as_slice_mut()?;
-    let table = with_reals!(&x, |x| py.detach(|| kernels::histogram_tensor(x)));
+    let table = with_reals!(&x, |x| compute(py, || kernels::histogram_tensor(x)))?;
     out.iter_mut().zip(&*table).for_each(|(out, count)| *out += count);
     Ok(())
 }
@@ -163,7 +163,7 @@ pub(super) fn absmax_quantize(
     mut out: PyReadwriteArrayDyn<'_, i8>,
 ) -> PyResult<Vec<f32>> {
     let out = out.as_slice_mut()?;
-    with_reals!(&x, |x| Ok(py.detach(|| kernels::absmax_quantize(x, channels, inner, out))))
+    with_reals!(&x, |x| compute(py, || kernels::absmax_quantize(x, channels, inner, out)))
 }
 
 /// Low four bits of each byte, two in a byte.
@@ -174,7 +174,7 @@ pub(super) fn pack_int4(
     mut out: PyReadwriteArrayDyn<'_, u8>,
 ) -> PyResult<()> {
     let (x, out) = (x.as_slice()?, out.as_slice_mut()?);
-    py.detach(|| kernels::int4::pack(x, out));
+    compute(py, || kernels::int4::pack(x, out))?;
     Ok(())
 }
 
@@ -187,6 +187,6 @@ pub(super) fn unpack_int4(
     mut out: PyReadwriteArrayDyn<'_, u8>,
 ) -> PyResult<()> {
     let (packed, out) = (packed.as_slice()?, out.as_slice_mut()?);
-    py.detach(|| kernels::int4::unpack(packed, signed, out));
+    compute(py, || kernels::int4::unpack(packed, signed, out))?;
     Ok(())
 }

@@ -8,9 +8,10 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict};
 
+use super::run;
 use crate::fold::{evidence, fold};
 use crate::graph::{Graph, NodeExt};
-use crate::model::{self, Model};
+use crate::model::{Batch, ExternalData, Model};
 use crate::onnx::{TensorShapeDimension, ValueInfoProto};
 use crate::quantize::{channels_to_observe, values_to_observe};
 
@@ -34,13 +35,13 @@ impl PyModel {
     /// Opens a file over mmap.
     #[staticmethod]
     fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        Ok(py.detach(|| Model::open(path)).map(Self)?)
+        run(py, || Model::open(path)).map(Self)
     }
 
     /// Decodes a serialized model.
     #[staticmethod]
-    fn from_bytes(data: &[u8]) -> PyResult<Self> {
-        Ok(Model::from_bytes(data.to_vec()).map(Self)?)
+    fn from_bytes(py: Python<'_>, data: PyBackedBytes) -> PyResult<Self> {
+        run(py, || Model::from_bytes(Bytes::from_owner(data))).map(Self)
     }
 
     /// Serializes the model.
@@ -51,14 +52,15 @@ impl PyModel {
         })
     }
 
-    /// Writes the file, wholly or not at all.
-    fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        Ok(py.detach(|| self.0.save(path))?)
+    /// The model with references in the place of large weights that are mapped from files in one folder, and that folder.
+    fn referring(&self, py: Python<'_>) -> PyResult<(Self, Option<PathBuf>)> {
+        let (model, folder) = run(py, || self.0.referring())?;
+        Ok((Self(model), folder))
     }
 
     /// Folds; returns the new model and what was done.
     fn fold<'py>(&self, py: Python<'py>) -> PyResult<(Self, Vec<Bound<'py, PyDict>>)> {
-        let (model, records) = py.detach(|| fold(&self.0))?;
+        let (model, records) = run(py, || fold(&self.0))?;
         let records = records.into_iter().map(|record| {
             let dict = PyDict::new(py);
             dict.set_item("node", record.node)?;
@@ -71,28 +73,28 @@ impl PyModel {
     }
 
     /// Whether `fold` could do more if it knew shapes or what constant nodes compute.
-    fn wants_evidence(&self, py: Python<'_>) -> bool {
-        py.detach(|| evidence::wants_evidence(&self.0))
+    fn wants_evidence(&self, py: Python<'_>) -> PyResult<bool> {
+        run(py, || Ok(evidence::wants_evidence(&self.0)))
     }
 
     /// The model without the data of its large weights, to infer shapes from.
-    fn skeleton(&self) -> PyResult<Self> {
-        Ok(Self(evidence::skeleton(&self.0)?))
+    fn skeleton(&self, py: Python<'_>) -> PyResult<Self> {
+        run(py, || evidence::skeleton(&self.0)).map(Self)
     }
 
     /// The model with the descriptions of values of `other`.
-    fn with_values_of(&self, other: &Self) -> PyResult<Self> {
-        Ok(Self(evidence::with_values_of(&self.0, &other.0)?))
+    fn with_values_of(&self, py: Python<'_>, other: &Self) -> PyResult<Self> {
+        run(py, || evidence::with_values_of(&self.0, &other.0)).map(Self)
     }
 
     /// The nodes that compute with constants alone, as a model; `None` if there are none.
-    fn constant_part(&self) -> PyResult<Option<Self>> {
-        Ok(evidence::constant_part(&self.0)?.map(Self))
+    fn constant_part(&self, py: Python<'_>) -> PyResult<Option<Self>> {
+        Ok(run(py, || evidence::constant_part(&self.0))?.map(Self))
     }
 
     /// The model with the initializers of `values` in the place of the nodes that compute them.
-    fn with_constants(&self, values: &Self) -> PyResult<Self> {
-        Ok(Self(evidence::with_constants(&self.0, &values.0)?))
+    fn with_constants(&self, py: Python<'_>, values: &Self) -> PyResult<Self> {
+        run(py, || evidence::with_constants(&self.0, &values.0)).map(Self)
     }
 
     /// The model with every `HardSwish` in two nodes that have int8 kernels.
@@ -102,12 +104,12 @@ impl PyModel {
 
     /// Fails when weights are not finite, naming them.
     fn check_weights(&self, py: Python<'_>) -> PyResult<()> {
-        Ok(py.detach(|| Graph::new(self.0.graph()).check_weights())?)
+        run(py, || Graph::new(self.0.graph()).check_weights())
     }
 
     /// Names of the values that calibration has to observe.
-    fn values_to_observe(&self) -> PyResult<Vec<String>> {
-        Ok(values_to_observe(&self.0)?)
+    fn values_to_observe(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        run(py, || values_to_observe(&self.0))
     }
 
     /// The axis of the channels of each value whose channels calibration has to observe one by one.
@@ -134,11 +136,12 @@ impl PyModel {
         Ok(Self(evidence::described_as(&self.0, &other.0)?))
     }
 
-    /// The model with the metadata, documentation and producer of `other`, which a conversion may have dropped.
+    /// The model with the metadata, training information, documentation and producer of `other`, which a conversion may have dropped.
     fn with_metadata_of(&self, other: &Self) -> PyResult<Self> {
         let mut proto = self.0.clone().into_proto();
         let other = other.0.proto();
         proto.metadata_props.clone_from(&other.metadata_props);
+        proto.training_info.clone_from(&other.training_info);
         proto.doc_string.clone_from(&other.doc_string);
         proto.producer_name.clone_from(&other.producer_name);
         proto.producer_version.clone_from(&other.producer_version);
@@ -220,20 +223,31 @@ impl PyModel {
 /// What a file is to hold.
 #[derive(FromPyObject)]
 pub(super) enum Content<'py> {
-    Model(PyRef<'py, PyModel>),
+    Model(Bound<'py, PyModel>),
     Bytes(PyBackedBytes),
 }
 
-/// Writes files that belong together, all or none of them.
+/// Writes files that belong together, all or none of them, models with external data if asked to; returns their paths.
 #[pyfunction]
-pub(super) fn write_together(py: Python<'_>, files: Vec<(PathBuf, Content<'_>)>) -> PyResult<()> {
-    let pieces = |content| match content {
-        Content::Model(model) => model.0.pieces(),
-        Content::Bytes(bytes) => Ok(vec![Bytes::from_owner(bytes)]),
+#[pyo3(signature = (files, external_data=None))]
+pub(super) fn write_together(
+    py: Python<'_>,
+    files: Vec<(PathBuf, Content<'_>)>,
+    external_data: Option<bool>,
+) -> PyResult<Vec<PathBuf>> {
+    let external = match external_data {
+        None => ExternalData::IfNeeded,
+        Some(false) => ExternalData::Never,
+        Some(true) => ExternalData::Always,
     };
-    let files = files.into_iter().map(|(path, content)| Ok((path, pieces(content)?)));
-    let files = files.collect::<PyResult<Vec<_>>>()?;
-    Ok(py.detach(|| model::write_together(&files))?)
+    let mut batch = Batch::default();
+    for (path, content) in files {
+        match content {
+            Content::Model(model) => batch.model(&path, &model.get().0, external)?,
+            Content::Bytes(bytes) => batch.file(path, vec![Bytes::from_owner(bytes)]),
+        }
+    }
+    run(py, || batch.write())
 }
 
 fn describe(value: &ValueInfoProto) -> Value {

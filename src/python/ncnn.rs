@@ -36,7 +36,7 @@ pub(super) fn ncnn_export<'py>(
         exclude: exclude.into_iter().collect(),
     };
     let (model, calibration) = (&model.0, calibration.as_ref().map(|c| &c.0));
-    let done = py.detach(|| ncnn::export(model, calibration, &options))?;
+    let done = super::run(py, || ncnn::export(model, calibration, &options))?;
     let layers = done.layers.iter().map(|layer| layer_dict(py, layer)).collect::<PyResult<_>>()?;
     Ok((done.param, PyBytes::new(py, &done.bin), done.table, layers, PyModel(done.simulation)))
 }
@@ -48,7 +48,7 @@ pub(super) fn ncnn_unsupported(
     model: PyRef<'_, PyModel>,
 ) -> PyResult<Vec<(String, String, String, String)>> {
     let model = &model.0;
-    let all = py.detach(|| ncnn::unsupported(model))?;
+    let all = super::run(py, || ncnn::unsupported(model))?;
     Ok(all
         .into_iter()
         .map(|Unsupported { node, op_type, reason, hint }| (node, op_type, reason, hint))
@@ -58,7 +58,7 @@ pub(super) fn ncnn_unsupported(
 /// Reads and checks files of ncnn.
 #[pyfunction]
 pub(super) fn ncnn_read(py: Python<'_>, param: &str, bin: Option<&[u8]>) -> PyResult<Vec<Row>> {
-    let contents = py.detach(|| ncnn::read(param, bin))?;
+    let contents = super::run(py, || ncnn::read(param, bin))?;
     let mut bytes = contents.bytes.into_iter();
     let row = |layer: Layer| {
         let int8 = layer.on_integers();

@@ -47,7 +47,7 @@ pub(super) fn quantize_static<'py>(
         everything,
     };
     let (model, calibration, inputs) = (&model.0, &calibration.0, inputs.as_ref().map(|i| &i.0));
-    let done = py.detach(|| quantize::quantize_static(model, calibration, inputs, &options))?;
+    let done = super::run(py, || quantize::quantize_static(model, calibration, inputs, &options))?;
     outcome(py, done)
 }
 
@@ -63,7 +63,7 @@ pub(super) fn quantize_dynamic<'py>(
 ) -> PyResult<Outcome<'py>> {
     let (model, exclude) = (&model.0, exclude.into_iter().collect());
     let grid = WeightGrid { per_channel, pairs: avoid_saturation };
-    let done = py.detach(|| quantize::quantize_dynamic(model, grid, &exclude))?;
+    let done = super::run(py, || quantize::quantize_dynamic(model, grid, &exclude))?;
     outcome(py, done)
 }
 

@@ -15,7 +15,7 @@ use crate::model::Model;
 use crate::onnx::NodeProto;
 use crate::ops::{Role, op, without_kernel};
 use crate::patch::{Patch, apply, cast_to_float, node};
-use crate::tensor::tensor;
+use crate::tensor::{self, DataType, tensor, tensor_of_bytes};
 
 /// Quantizes the weights of a folded model and lets its activations be quantized at run time.
 ///
@@ -85,7 +85,7 @@ impl<'m> Writer<'_, 'm> {
         let mut nodes = Vec::new();
         let DynamicInput([x, x_scale, x_zero]) = self.input(&original.input[0], &mut nodes);
         let quantized = weights::quantize(self.graph, id, None, grid, Default::default())?;
-        let (w, w_scale) = self.weight(id, &quantized);
+        let (w, w_scale) = self.weight(id, &quantized)?;
         let output = original.output[0].as_str();
         let [integers, cast, scale, product] = ["integers", "cast", "product_scale", "product"]
             .map(|part| self.names.get(&format!("{output}_{part}")));
@@ -117,24 +117,20 @@ impl<'m> Writer<'_, 'm> {
     }
 
     /// The weights as initializers, in \[K, N\] order, and their scale.
-    fn weight(&mut self, id: NodeId, quantized: &QuantizedWeights) -> (String, String) {
+    fn weight(&mut self, id: NodeId, quantized: &QuantizedWeights) -> Result<(String, String)> {
         let original = self.graph.node(id);
         let base = &original.input[1];
         let transposed = original.int("transB", 0) != 0;
         let base = if transposed { format!("{base}_transposed") } else { base.clone() };
         let [name, scale_name] = ["quantized", "scale"].map(|part| self.names.get(&format!("{base}_{part}")));
-        let [rows, columns] = [quantized.dims[0], quantized.dims[1]];
-        let tensor_ = if transposed {
-            let at = |i: usize| quantized.values[(i % rows) * columns + i / rows];
-            let values: Vec<i8> = (0..rows * columns).map(at).collect();
-            tensor(&name, &[columns, rows], &values)
-        } else {
-            tensor(&name, &[rows, columns], &quantized.values)
-        };
-        self.patch.initializer(tensor_);
+        let mut integers = tensor_of_bytes(&name, &quantized.dims, DataType::Int8, quantized.values.clone());
+        if transposed {
+            integers = tensor::transposed(&integers, &name, &[1, 0])?.unwrap_or(integers);
+        }
+        self.patch.initializer(integers);
         let scale = &quantized.params.scale;
         let dims = quantized.params.axis.map(|_| scale.len());
         self.patch.initializer(tensor(&scale_name, dims.as_slice(), scale));
-        (name, scale_name)
+        Ok((name, scale_name))
     }
 }

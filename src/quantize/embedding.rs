@@ -8,7 +8,7 @@ use super::weights;
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::patch::{Patch, cast_to_float, node};
-use crate::tensor::{DataType, tensor};
+use crate::tensor::{DataType, tensor, tensor_of_bytes};
 
 /// A table with fewer values than this is not worth three more nodes.
 const LEAST_VALUES: usize = 1 << 14;
@@ -40,7 +40,7 @@ pub(crate) fn quantize(graph: &Graph, id: NodeId, names: &mut Names, patch: &mut
     let (table, ids, output) = (&original.input[0], &original.input[1], &original.output[0]);
     let rows_on_grid = weights::quantize_rows(graph.constant(table).expect("the verdict saw it"))?;
     let (integers, scale) = (names.get(&format!("{table}_quantized")), names.get(&format!("{table}_scale")));
-    patch.initializer(tensor(&integers, &rows_on_grid.dims, &rows_on_grid.values));
+    patch.initializer(tensor_of_bytes(&integers, &rows_on_grid.dims, DataType::Int8, rows_on_grid.values));
     patch.initializer(tensor(&scale, &[rows_on_grid.dims[0], 1], &rows_on_grid.params.scale));
     let [rows, row_scale, floats, product] =
         ["rows", "row_scale", "cast", "dequantized"].map(|part| names.get(&format!("{output}_{part}")));

@@ -21,15 +21,14 @@
 use std::collections::HashMap;
 
 use super::sites::{Site, Sites};
-use super::weights::{WeightGrid, limits};
+use super::weights::{Extent, WeightGrid, extent};
 use crate::calibration::Calibration;
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
-use crate::kernels;
 use crate::observer::Observer;
 use crate::ops::Role;
 use crate::qparams::QuantParams;
-use crate::tensor::{floats, shape};
+use crate::tensor::{Parts, floats, shape};
 
 /// Noise in results, relative to their variance, of everything that a plan can put on integers.
 pub(crate) struct Noise<'m> {
@@ -224,13 +223,12 @@ impl Weights {
         let node = graph.node(site.id);
         let weight = site.op.weight.and_then(|index| graph.constant(node.input_at(index)?));
         let Some(weight) = weight else { return Ok(Self { squared: 1.0, squared_errors: 0.0 }) };
-        let (values, dims) = (floats(weight)?, shape(weight)?);
-        let limits = limits(graph, site.id, &values, &dims, grid);
+        let (values, dims) = (Parts::of(weight)?, shape(weight)?);
+        let Extent { limits, power, .. } = extent(graph, site.id, &values, &dims, grid);
         let count = limits.len().max(1) as f64;
-        let per_channel = values.len() as f64 / count;
-        let squares = kernels::sum_of_squares(&values);
+        let per_channel = values.count() as f64 / count;
         let step = |limit: &f32| f64::from(limit / 127.0).powi(2) / 12.0;
         let errors: f64 = limits.iter().map(step).sum();
-        Ok(Self { squared: squares / count, squared_errors: errors / count * per_channel })
+        Ok(Self { squared: power / count, squared_errors: errors / count * per_channel })
     }
 }

@@ -5,17 +5,21 @@
 //! s_x · s_w\[c\] and zero point 0, so that the kernel adds it to its int32 sums as it is
 //! (Jacob et al. 2018, equation 11).
 
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+
 use super::noise::decibels;
-use super::pairs;
+use super::pairs::{self, Pairs};
 use crate::correct::Corrections;
 use crate::correct::inputs::Moments;
 use crate::correct::layer::{Effect, Weights};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeExt, NodeId};
-use crate::kernels::{self, Along, Params};
+use crate::kernels;
 use crate::onnx::{NodeProto, TensorProto};
 use crate::qparams::QuantParams;
-use crate::tensor::{floats, shape};
+use crate::tensor::{Memory, Parts, floats, shape};
 
 /// Largest magnitude a bias may have as an integer: half of the int32 range, so that the sums it is added to keep the
 /// other half.
@@ -76,9 +80,6 @@ impl Inputs {
 
     /// Takes up factors of the channels.
     fn take_up(&self, factors: Factors, values: &mut [f32]) {
-        if factors.input.is_none() && factors.output.is_none() {
-            return;
-        }
         for (at, w) in values.iter_mut().enumerate() {
             let (o, d) = self.place(at);
             *w *= factors.input.map_or(1.0, |input| input[self.first(o) + d]);
@@ -89,8 +90,8 @@ impl Inputs {
 
 /// Weights of one operator as integers, and its bias if it has one.
 pub(crate) struct QuantizedWeights {
-    /// In the shape of the original.
-    pub values: Vec<i8>,
+    /// Int8, in the shape of the original.
+    pub values: Bytes,
     pub dims: Vec<usize>,
     pub params: QuantParams,
     /// Integers and scale per channel.
@@ -116,24 +117,28 @@ pub(crate) fn quantize(
     (factors, correction): (Factors, Option<(&Moments, Corrections)>),
 ) -> Result<QuantizedWeights> {
     let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
-    let (mut values, dims) = (finite(weight)?, shape(weight)?);
-    Inputs::of(graph.node(id), &dims, axis).take_up(factors, &mut values);
-    let mut limits = limits(graph, id, &values, &dims, grid);
+    let (mut values, dims) = (Parts::of(weight)?, shape(weight)?);
+    if factors.input.is_some() || factors.output.is_some() {
+        let mut scaled = values.all().into_owned();
+        Inputs::of(graph.node(id), &dims, axis).take_up(factors, &mut scaled);
+        values = Parts::from(scaled);
+    }
+    let mut extent = extent(graph, id, &values, &dims, grid).checked(weight)?;
     let bias = bias.map(|(bias, scale)| (divided(bias, factors.output), scale));
     if let Some((bias, input_scale)) = &bias {
         if bias.len() != dims[axis] {
             let reason = format!("{} channels, but {} bias values", dims[axis], bias.len());
             return Err(Error::tensor(weight.name(), reason));
         }
-        leave_room_for_bias(&mut limits, bias, *input_scale);
+        leave_room_for_bias(&mut extent.limits, bias, *input_scale);
     }
-    let mut quantized = on_grid(&values, dims, axis, limits, grid.per_channel);
+    let mut quantized = on_grid(&values, dims, axis, extent, grid.per_channel);
     let mut bias = bias;
     if let Some((moments, what)) = correction {
         let dims = &quantized.dims;
         let neighbours = if grid.pairs { pairs::neighbours(graph.node(id), dims, axis) } else { Vec::new() };
         let weights = Weights {
-            exact: &values,
+            exact: &values.all(),
             dims,
             axis,
             scale: &quantized.params.scale,
@@ -141,7 +146,9 @@ pub(crate) fn quantize(
             factors: factors.input,
         };
         let bias = bias.as_mut().map(|(bias, _)| bias.as_mut_slice());
-        quantized.effect = weights.correct(moments, what, &mut quantized.values, bias);
+        let mut integers = quantized.values.to_vec();
+        quantized.effect = weights.correct(moments, what, bytemuck::cast_slice_mut(&mut integers), bias);
+        quantized.values = integers.into();
     }
     quantized.bias = bias.map(|(bias, input_scale)| quantize_bias(&bias, input_scale, &quantized.params));
     Ok(quantized)
@@ -168,27 +175,37 @@ pub(crate) fn quantize_without_bias(
     adjust: impl Fn(&mut [f32]),
 ) -> Result<QuantizedWeights> {
     let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
-    let (values, dims) = (finite(weight)?, shape(weight)?);
-    let mut limits = limits(graph, id, &values, &dims, grid);
-    adjust(&mut limits);
-    Ok(on_grid(&values, dims, axis, limits, grid.per_channel))
+    let (values, dims) = (Parts::of(weight)?, shape(weight)?);
+    let mut extent = extent(graph, id, &values, &dims, grid).checked(weight)?;
+    adjust(&mut extent.limits);
+    Ok(on_grid(&values, dims, axis, extent, grid.per_channel))
 }
 
-/// The magnitude that 127 stands for, for each output channel of the weights of node `id`.
-pub(crate) fn limits(
-    graph: &Graph,
-    id: NodeId,
-    values: &[f32],
-    dims: &[usize],
-    grid: WeightGrid,
-) -> Vec<f32> {
-    let axis = channel_axis(graph, id);
-    let mut limits = Channels::new(dims, axis).abs_max(values);
-    if grid.pairs {
-        let sums = pairs::largest_sums(graph.node(id), values, dims, axis);
-        limits.iter_mut().zip(sums).for_each(|(limit, sum)| *limit = limit.max(sum));
+/// How large weights are.
+pub(crate) struct Extent {
+    /// The magnitude that 127 stands for, for each output channel.
+    pub limits: Vec<f32>,
+    /// Sum of the squares; NaN or infinite if a weight is.
+    pub power: f64,
+    /// Channels whose weights are all zero.
+    dead_channels: usize,
+}
+
+impl Extent {
+    /// Itself, unless a value of `tensor`, which it is of, is not finite.
+    fn checked(self, tensor: &TensorProto) -> Result<Self> {
+        if !self.power.is_finite() {
+            finite(tensor)?;
+        }
+        Ok(self)
     }
-    limits
+}
+
+/// The extent of the weights of node `id`.
+pub(crate) fn extent(graph: &Graph, id: NodeId, values: &Parts, dims: &[usize], grid: WeightGrid) -> Extent {
+    let axis = channel_axis(graph, id);
+    let pairs = if grid.pairs { Pairs::of(graph.node(id), dims, axis) } else { Pairs::None };
+    Channels::new(dims, axis).extent(values, &pairs)
 }
 
 /// The bias among the inputs of node `id`, one value per output channel.
@@ -216,21 +233,19 @@ pub(crate) fn weight_of<'m>(graph: &Graph<'m>, id: NodeId) -> Result<&'m TensorP
 
 /// The weights as integers, 127 standing for the limit of each channel, or for the largest of all.
 fn on_grid(
-    values: &[f32],
+    values: &Parts,
     dims: Vec<usize>,
     axis: usize,
-    mut limits: Vec<f32>,
+    extent: Extent,
     per_channel: bool,
 ) -> QuantizedWeights {
-    let channels = Channels::new(&dims, axis);
-    let dead_channels = channels.abs_max(values).iter().filter(|&&m| m == 0.0).count();
+    let Extent { mut limits, power, dead_channels } = extent;
     if !per_channel {
         let all = limits.iter().fold(0.0, |a: f32, &b| a.max(b));
         limits.fill(all);
     }
     let mut params = QuantParams::per_channel(&limits, axis);
-    let (quantized, noise) = channels.quantize(values, &params.scale);
-    let power = kernels::sum_of_squares(values);
+    let (quantized, noise) = Channels::new(&dims, axis).quantize(values, &params.scale);
     if !per_channel {
         params = QuantParams { scale: params.scale[..1].to_vec(), zero_point: vec![0], axis: None, ..params };
     }
@@ -243,9 +258,9 @@ fn on_grid(
 /// # Errors
 /// [`Error::Tensor`] when it is not finite.
 pub(crate) fn quantize_rows(tensor: &TensorProto) -> Result<QuantizedWeights> {
-    let (values, dims) = (finite(tensor)?, shape(tensor)?);
-    let limits = Channels::new(&dims, 0).abs_max(&values);
-    Ok(on_grid(&values, dims, 0, limits, true))
+    let (values, dims) = (Parts::of(tensor)?, shape(tensor)?);
+    let extent = Channels::new(&dims, 0).extent(&values, &Pairs::None).checked(tensor)?;
+    Ok(on_grid(&values, dims, 0, extent, true))
 }
 
 /// Axis of the output channels in the weights.
@@ -274,6 +289,10 @@ fn leave_room_for_bias(limits: &mut [f32], bias: &[f32], input_scale: f32) {
     }
 }
 
+/// The values of a constant.
+///
+/// # Errors
+/// [`Error::Tensor`] when one is not finite.
 pub(crate) fn finite(tensor: &TensorProto) -> Result<Vec<f32>> {
     let values = floats(tensor)?;
     match values.iter().position(|v| !v.is_finite()) {
@@ -285,39 +304,103 @@ pub(crate) fn finite(tensor: &TensorProto) -> Result<Vec<f32>> {
     }
 }
 
-/// How the channels lie in a weight tensor: `outer` blocks of `count` rows of `inner` values.
-pub(crate) struct Channels {
-    pub count: usize,
+/// Values that are read at a time: few enough for the caches.
+const PART: usize = 1 << 18;
+
+/// How the channels lie in a weight tensor: a row, which is all of one index of the first axis, is one of them, or has all
+/// of them.
+struct Channels {
+    count: usize,
+    in_rows: bool,
+    /// Values in a row.
+    row: usize,
+    /// Values of a channel in a row.
     inner: usize,
 }
 
 impl Channels {
-    pub fn new(dims: &[usize], axis: usize) -> Self {
-        Self { count: dims[axis], inner: dims[axis + 1..].iter().product() }
+    fn new(dims: &[usize], axis: usize) -> Self {
+        debug_assert!(axis <= 1);
+        // At least 1, so that slices can be cut; a tensor without values has no slices.
+        let values = |axes: &[usize]| axes.iter().fold(1_usize, |n, &d| n.saturating_mul(d)).max(1);
+        Self {
+            count: dims[axis],
+            in_rows: axis == 0,
+            row: values(&dims[1..]),
+            inner: values(&dims[axis + 1..]),
+        }
     }
 
-    pub fn abs_max(&self, values: &[f32]) -> Vec<f32> {
-        let mut abs_max = vec![0_f32; self.count];
-        if self.inner == 1 {
-            for row in values.chunks_exact(self.count.max(1)) {
-                kernels::raise_abs_max(&mut abs_max, row);
+    /// Values of an even number of rows.
+    fn part(&self) -> usize {
+        let pair = self.row.saturating_mul(2);
+        pair.saturating_mul((PART / pair).max(1))
+    }
+
+    /// The first channel of the part that begins with this value.
+    fn first(&self, start: usize) -> usize {
+        if self.in_rows { start / self.row } else { 0 }
+    }
+
+    fn extent(&self, values: &Parts, pairs: &Pairs) -> Extent {
+        let found = values.map(self.part(), |start, rows| {
+            let sizes = self.abs_max(rows);
+            (self.first(start), sizes, pairs.largest_sums(rows), kernels::sum_of_squares(rows))
+        });
+        let (mut sizes, mut limits) = (vec![0.0; self.count], vec![0.0; self.count]);
+        let mut power = 0.0;
+        for (first, part, sums, squares) in found {
+            kernels::raise_abs_max(&mut sizes[first..][..part.len()], &part);
+            kernels::raise_abs_max(&mut limits[first..][..sums.len()], &sums);
+            power += squares;
+        }
+        kernels::raise_abs_max(&mut limits, &sizes);
+        Extent { limits, power, dead_channels: sizes.iter().filter(|&&size| size == 0.0).count() }
+    }
+
+    /// The largest magnitude in each channel of some rows.
+    fn abs_max(&self, rows: &[f32]) -> Vec<f32> {
+        if self.in_rows {
+            return rows.chunks_exact(self.row).map(kernels::abs_max).collect();
+        }
+        let mut largest = vec![0.0; self.count];
+        for row in rows.chunks_exact(self.row) {
+            if self.inner == 1 {
+                kernels::raise_abs_max(&mut largest, row);
+                continue;
             }
-        } else {
-            for (i, row) in values.chunks_exact(self.inner.max(1)).enumerate() {
-                let m = &mut abs_max[i % self.count];
-                *m = m.max(kernels::abs_max(row));
+            for (most, values) in largest.iter_mut().zip(row.chunks_exact(self.inner)) {
+                *most = kernels::abs_max(values).max(*most);
             }
         }
-        abs_max
+        largest
     }
 
-    /// The integers, and the sum of the squared errors.
-    fn quantize(&self, values: &[f32], scale: &[f32]) -> (Vec<i8>, f64) {
-        let along = Along::Axis { channels: self.count, inner: self.inner.max(1) };
-        let zero_point = vec![0; self.count];
-        let params = Params { scale, zero_point: &zero_point, qmin: -127, qmax: 127, along };
-        let mut quantized = vec![0_i8; values.len()];
-        kernels::quantize_tensor(values, params, &mut quantized);
-        (quantized, kernels::quantization_error_tensor(values, params))
+    /// All values as integers, given the scale of each channel, and the sum of the squared errors.
+    fn quantize(&self, values: &Parts, scale: &[f32]) -> (Bytes, f64) {
+        let mut integers = Memory::zeroed(values.count());
+        let part = self.part();
+        let targets: Vec<_> = integers.as_mut().chunks_mut(part).map(Mutex::new).collect();
+        let noise = values.map(part, |start, rows| {
+            // Nobody else asks for the lock of this part.
+            let mut target = targets[start / part].lock().unwrap_or_else(PoisonError::into_inner);
+            self.quantize_rows(rows, &scale[self.first(start)..], bytemuck::cast_slice_mut(*target))
+        });
+        drop(targets);
+        (integers.into(), noise.into_iter().sum())
+    }
+
+    /// Some rows, given the scales from their first channel on; returns the sum of the squared errors.
+    fn quantize_rows(&self, rows: &[f32], scale: &[f32], integers: &mut [i8]) -> f64 {
+        if self.inner == 1 && !self.in_rows {
+            let rows = rows.chunks_exact(self.row).zip(integers.chunks_exact_mut(self.row));
+            return rows.map(|(x, out)| kernels::quantize_columns(x, scale, out)).sum();
+        }
+        let of_channel = |((x, out), &scale): ((&[f32], &mut [i8]), &f32)| {
+            kernels::quantize_clamped(x, scale, 0, -127, 127, out);
+            kernels::quantization_error(x, scale, 0, -127, 127)
+        };
+        let channels = rows.chunks_exact(self.inner).zip(integers.chunks_exact_mut(self.inner));
+        channels.zip(scale.iter().cycle()).map(of_channel).sum()
     }
 }

@@ -10,7 +10,7 @@ use crate::patch::node;
 use crate::qparams::{Dtype, QuantParams, Range};
 use crate::quantize::sites::Site;
 use crate::quantize::weights;
-use crate::tensor::{floats, is_float, shape, tensor};
+use crate::tensor::{DataType, floats, is_float, shape, tensor, tensor_of_bytes};
 
 /// A bias that another operator adds.
 struct BiasBehind {
@@ -87,7 +87,7 @@ impl<'m> Emitter<'_, 'm> {
         let factors = weights::Factors { input: factors(site.inputs[0]), output: factors(site.outputs[0]) };
         let changes = (factors, plan.correction(site));
         let quantized = weights::quantize(plan.placement.graph, site.id, bias, plan.weights, changes)?;
-        let integers = tensor("", &quantized.dims, &quantized.values);
+        let integers = tensor_of_bytes("", &quantized.dims, DataType::Int8, quantized.values.clone());
         // Without zero points ONNX Runtime does not fuse a Gemm, or what it makes a Gemm of; a Conv does without.
         let zero = (site.op.op_type != "Conv").then(|| self.writer.zeros(&quantized.params));
         let base = self.writer.own(&operator.input[1], site.id);

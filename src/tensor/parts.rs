@@ -1,0 +1,120 @@
+//! The values of a constant as float32, a part at a time, so that large ones need not be in memory as a whole.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{DataType, element_count, floats};
+use crate::error::Result;
+use crate::mapped;
+use crate::onnx::TensorProto;
+
+/// Values of a float32, float16, bfloat16 or float64 tensor.
+pub struct Parts<'t> {
+    source: Source<'t>,
+    length: usize,
+}
+
+enum Source<'t> {
+    /// Little-endian float32, aligned or not.
+    Bytes(&'t [[u8; 4]]),
+    Values(Vec<f32>),
+}
+
+impl<'t> Parts<'t> {
+    /// The values of `tensor`.
+    ///
+    /// # Errors
+    /// As [`floats`].
+    pub fn of(tensor: &'t TensorProto) -> Result<Self> {
+        let length = element_count(tensor)?;
+        let is_float32 = tensor.data_type() == DataType::Float as i32;
+        let raw = tensor.raw_data.as_deref().filter(|raw| is_float32 && !raw.is_empty());
+        let source = match raw.map(<[u8]>::as_chunks) {
+            Some((values, [])) if values.len() == length => Source::Bytes(values),
+            _ => Source::Values(floats(tensor)?),
+        };
+        Ok(Self { source, length })
+    }
+
+    /// Number of values.
+    pub fn count(&self) -> usize {
+        self.length
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Cow<'_, [f32]> {
+        self.part(0..self.length)
+    }
+
+    /// The values of these indices; without a copy where they lie in memory as floats do.
+    fn part(&self, range: Range<usize>) -> Cow<'_, [f32]> {
+        match &self.source {
+            Source::Values(values) => Cow::Borrowed(&values[range]),
+            Source::Bytes(bytes) => {
+                let bytes = &bytes[range];
+                match bytemuck::try_cast_slice(bytes.as_flattened()) {
+                    Ok(values) if cfg!(target_endian = "little") => Cow::Borrowed(values),
+                    _ => bytes.iter().map(|&value| f32::from_le_bytes(value)).collect(),
+                }
+            }
+        }
+    }
+
+    /// What `of` says about each part of `size` values, the last one being shorter, in order. Gives the pages of a mapped
+    /// file back.
+    pub fn map<T: Send>(&self, size: usize, of: impl Fn(usize, &[f32]) -> T + Sync) -> Vec<T> {
+        let starts = (0..self.length).into_par_iter().step_by(size.max(1));
+        let parts = starts.map(|start| {
+            let range = start..self.length.min(start + size);
+            let answer = of(start, &self.part(range.clone()));
+            if let Source::Bytes(bytes) = &self.source {
+                mapped::release(bytes[range].as_flattened());
+            }
+            answer
+        });
+        parts.collect()
+    }
+}
+
+impl From<Vec<f32>> for Parts<'_> {
+    fn from(values: Vec<f32>) -> Self {
+        let length = values.len();
+        Self { source: Source::Values(values), length }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::{floats_like, tensor};
+
+    #[test]
+    fn parts_make_up_the_whole() {
+        let values: Vec<f32> = (0..1000).map(|v| v as f32).collect();
+        let aligned = tensor("w", &[10, 100], &values);
+        let mut shifted = aligned.clone();
+        shifted.raw_data = Some([&[0], &aligned.raw_data.clone().unwrap()[..]].concat().into());
+        shifted.raw_data = shifted.raw_data.map(|raw| raw.slice(1..));
+        let half = tensor("h", &[1], &[half::f16::ZERO]);
+        let exact: Vec<f64> = values.iter().copied().map(f64::from).collect();
+        let half = floats_like(&half, "w", &[1000], &exact).unwrap();
+        for source in [&aligned, &shifted, &half] {
+            let parts = Parts::of(source).unwrap();
+            for size in [1, 7, 100, 1000, 5000] {
+                let read = parts.map(size, |start, part| (start, part.to_vec()));
+                assert!(read.iter().all(|(start, part)| start % size == 0 && part.len() <= size));
+                assert_eq!(read.into_iter().flat_map(|(_, part)| part).collect::<Vec<_>>(), values);
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_are_checked() {
+        let mut short = tensor("w", &[4], &[0_f32; 4]);
+        short.raw_data = short.raw_data.map(|raw| raw.slice(..15));
+        assert!(Parts::of(&short).is_err());
+        assert_eq!(Parts::of(&tensor::<f32>("w", &[0, 3], &[])).unwrap().map(5, |_, _| ()).len(), 0);
+    }
+}
