@@ -24,11 +24,9 @@ from onnx import TensorProto, helper, numpy_helper
 TIMED = ("mobilenet_v2", "resnet50", "vit_b_16")
 
 
-def median(
-    run: Callable[[], object], repeats: int, clock: Callable[[], float] = time.perf_counter
-) -> float:
-    """Seconds by a clock, the first run left out."""
-    return medians(run, repeats, clock)[0]
+def median(run: Callable[[], object], repeats: int) -> float:
+    """Seconds of wall clock, the first run left out."""
+    return medians(run, repeats, time.perf_counter)[0]
 
 
 def medians(

@@ -8,6 +8,7 @@
 //!
 //! [`simulation`] is what the integers compute, as an ONNX model.
 
+mod codes;
 mod fuse;
 mod int8;
 mod layout;

@@ -16,21 +16,9 @@ mod attention;
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::codes::{ADD, DIV, MEAN, MUL, SQRT, SQUARE, SUB};
 use super::lower::is;
 use super::net::{Layer, Net, Param, Weight};
-
-/// Types of `BinaryOp`.
-const ADD: i32 = 0;
-const SUB: i32 = 1;
-const MUL: i32 = 2;
-const DIV: i32 = 3;
-
-/// Types of `UnaryOp`.
-const SQUARE: i32 = 4;
-const SQRT: i32 = 5;
-
-/// Type of `Reduction`.
-const MEAN: i32 = 3;
 
 /// A layer in the place of others.
 struct Fusion {

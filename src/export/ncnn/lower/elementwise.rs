@@ -1,17 +1,11 @@
 //! Activations, arithmetic, softmax and reductions.
 
+use super::super::codes::{DIV, LOG, POW, SQRT, SQUARE, SUB};
 use super::super::net::{Layer, Weight};
 use super::{Blob, Lowered, Lowering, Node, index};
 use crate::fold::activations::clip_bounds;
 use crate::graph::NodeExt;
 use crate::tensor::DataType;
-
-const SUB: i32 = 1;
-const DIV: i32 = 3;
-const SQUARE: i32 = 4;
-const SQRT: i32 = 5;
-const POW: i32 = 6;
-const LOG: i32 = 8;
 
 /// `BinaryOp`, or a chain of them.
 pub(super) fn binary<'m>(lowering: &mut Lowering<'m>, node: &Node<'m>, operation: i32) -> Lowered {
