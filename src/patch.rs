@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::graph::{Graph, NodeId, subgraphs};
 use crate::model::Model;
 use crate::onnx::{GraphProto, NodeProto, TensorProto};
+use crate::tensor::DataType;
 
 /// Changes to the main graph of one model, in terms of its node positions and value names.
 #[derive(Debug, Default)]
@@ -40,6 +41,11 @@ impl Patch {
     /// Puts `nodes` in the place of node `id`.
     pub fn replace(&mut self, id: NodeId, nodes: Vec<NodeProto>) {
         self.replace.insert(id, nodes);
+    }
+
+    /// The nodes in the place of node `id`: so far `node` itself, if nothing took it.
+    pub fn place(&mut self, id: NodeId, node: &NodeProto) -> &mut Vec<NodeProto> {
+        self.replace.entry(id).or_insert_with(|| vec![node.clone()])
     }
 
     /// Makes sure that node `id` stays as it is, with all that it reads.
@@ -160,10 +166,10 @@ pub fn node(op_type: &str, name: &str, inputs: &[&str], outputs: &[&str]) -> Nod
     }
 }
 
-/// A `Cast` from `input` to float32, named after its output.
-pub fn cast_to_float(input: &str, output: &str) -> NodeProto {
+/// A `Cast` from `input` to another type, named after its output.
+pub fn cast_to(data_type: DataType, input: &str, output: &str) -> NodeProto {
     let mut cast = node("Cast", output, &[input], &[output]);
-    cast.attribute.push(int_attribute("to", crate::tensor::DataType::Float as i64));
+    cast.attribute.push(int_attribute("to", data_type as i64));
     cast
 }
 

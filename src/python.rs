@@ -83,6 +83,7 @@ fn _rustq(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(model::write_together, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize_static, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize_dynamic, module)?)?;
+    module.add_function(wrap_pyfunction!(quantize::quantize_weights, module)?)?;
     module.add_function(wrap_pyfunction!(export::quantize_tensorrt, module)?)?;
     module.add_function(wrap_pyfunction!(export::lint_tensorrt, module)?)?;
     module.add_function(wrap_pyfunction!(export::quantize_ascend, module)?)?;

@@ -47,6 +47,10 @@ pub enum Dtype {
     Int8,
     /// 0…255.
     Uint8,
+    /// −32768…32767.
+    Int16,
+    /// 0…65535.
+    Uint16,
     /// For biases, with the scale of input × weight.
     Int32,
 }
@@ -56,7 +60,8 @@ impl Dtype {
     pub fn qmin(self) -> i32 {
         match self {
             Self::Int8 => i8::MIN.into(),
-            Self::Uint8 => 0,
+            Self::Uint8 | Self::Uint16 => 0,
+            Self::Int16 => i16::MIN.into(),
             Self::Int32 => i32::MIN,
         }
     }
@@ -66,6 +71,8 @@ impl Dtype {
         match self {
             Self::Int8 => i8::MAX.into(),
             Self::Uint8 => u8::MAX.into(),
+            Self::Int16 => i16::MAX.into(),
+            Self::Uint16 => u16::MAX.into(),
             Self::Int32 => i32::MAX,
         }
     }
@@ -169,10 +176,25 @@ impl QuantParams {
         }
     }
 
-    /// The integers in use. Int8 leaves out −128, so that the grid is its own mirror image.
+    /// The same range on integers of 16 bits, signed or not as they were.
+    pub fn widened(self) -> Self {
+        let dtype = if self.dtype == Dtype::Uint8 { Dtype::Uint16 } else { Dtype::Int16 };
+        let symmetric = dtype == Dtype::Int16;
+        let of_channel = |channel: usize| {
+            let Range { min, max } = self.covers(channel);
+            let steps = if symmetric { i16::MAX.into() } else { u16::MAX.into() };
+            let scale = scale(f64::from(max) - if symmetric { 0.0 } else { f64::from(min) }, steps);
+            let zero_point = (f64::from(-min) / f64::from(scale)).round_ties_even() as i32;
+            (scale, if symmetric { 0 } else { zero_point.clamp(0, steps) })
+        };
+        let (scale, zero_point) = (0..self.scale.len()).map(of_channel).unzip();
+        Self { scale, zero_point, dtype, ..self }
+    }
+
+    /// The integers in use. Signed ones leave out the smallest, so that the grid is its own mirror image.
     pub fn limits(&self) -> (i32, i32) {
         match self.dtype {
-            Dtype::Int8 => (-i32::from(i8::MAX), i8::MAX.into()),
+            Dtype::Int8 | Dtype::Int16 => (-self.dtype.qmax(), self.dtype.qmax()),
             dtype => (dtype.qmin(), dtype.qmax()),
         }
     }

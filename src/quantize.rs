@@ -12,6 +12,7 @@ mod cost;
 mod dynamic;
 mod embedding;
 mod emit;
+pub mod low_bit;
 pub(crate) mod names;
 pub(crate) mod noise;
 mod pairs;
@@ -37,6 +38,7 @@ use crate::qparams::{QuantParams, Scheme};
 use crate::ranges::Method;
 use balance::Balance;
 pub use dynamic::quantize_dynamic;
+pub(crate) use low_bit::encode::Encoded;
 use names::Names;
 pub(crate) use noise::{decibels, of_products as noise_of_products, sqnr_db};
 use placement::Placement;
@@ -45,6 +47,7 @@ pub use report::{LayerRecord, TensorRecord};
 pub(crate) use sites::Sites;
 pub use weights::WeightGrid;
 pub(crate) use weights::channel_axis;
+use writer::Writer;
 
 /// First operator set with per-channel QuantizeLinear/DequantizeLinear.
 pub const MINIMUM_OPSET: i64 = 13;
@@ -54,6 +57,8 @@ pub const MINIMUM_OPSET: i64 = 13;
 pub struct Options {
     /// Of the activations.
     pub scheme: Scheme,
+    /// Whether activations have 16 bits in place of 8.
+    pub wide: bool,
     /// How the range of an activation is chosen.
     pub method: Method,
     /// How fine the weights are.
@@ -133,10 +138,15 @@ pub fn quantize_static(
         balance: &balance,
         named: options.named,
         scheme: options.scheme,
+        wide: options.wide,
         weights: options.weights,
         corrections: inputs.map(|inputs| (inputs, options.corrections)),
     };
     let mut emitted = emit::emit(&plan)?;
+    let coded = match options.weights.format {
+        Some(format) => coded(&plan, format, &options.exclude, &mut emitted)?,
+        None => HashMap::new(),
+    };
     let decisions = Decisions {
         graph: &graph,
         sites: &sites,
@@ -150,9 +160,35 @@ pub fn quantize_static(
         weights: &emitted.weights,
     };
     let (mut layers, mut notes) = (decisions.layers(), decisions.notes());
-    notes.extend(correct::note(emitted.weights.values().filter_map(|weights| weights.effect)));
-    layers.extend(embeddings(&graph, &options.exclude, &mut emitted.names, &mut emitted.patch)?);
-    Ok(Quantized { model: apply(model.clone(), emitted.patch)?, layers: in_order(layers), notes })
+    for (id, layer) in &mut layers {
+        if let Some(taken) = coded.get(id) {
+            *layer = taken.marked(layer.clone());
+        }
+    }
+    let effects = emitted.weights.values().filter_map(|weights| weights.effect);
+    notes.extend(correct::note(effects.chain(coded.values().filter_map(|taken| taken.effect))));
+    let Writer { mut patch, mut names, .. } = emitted.writer;
+    layers.extend(embeddings(&graph, &options.exclude, &mut names, &mut patch)?);
+    let model = low_bit::with_contrib(apply(model.clone(), patch)?)?;
+    Ok(Quantized { model, layers: in_order(layers), notes })
+}
+
+/// Codes the weights of the products that do not run on integers.
+fn coded(
+    plan: &emit::Plan,
+    format: low_bit::Format,
+    exclude: &HashSet<String>,
+    emitted: &mut emit::Emitted,
+) -> Result<HashMap<NodeId, low_bit::Taken>> {
+    let graph = plan.placement.graph;
+    let mut taken = HashMap::new();
+    for id in 0..graph.nodes().len() {
+        if !emitted.weights.contains_key(&id) && low_bit::verdict(graph, id, exclude) == Some(Ok(())) {
+            let correction = plan.correction(id);
+            taken.insert(id, low_bit::take(&mut emitted.writer, graph, id, format, correction)?);
+        }
+    }
+    Ok(taken)
 }
 
 /// What runs on integers, and by which parameters.
@@ -176,7 +212,11 @@ fn choose<'m>(graph: &Graph<'m>, calibration: &Calibration, options: &Options) -
             if options.equalize { balance::find(&placement, options.scheme) } else { Balance::new() };
         let mut suggested = suggested.clone();
         suggested.extend(balance.iter().map(|(value, balanced)| (*value, balanced.params(options.scheme))));
-        (scales::activations(&sites, int8, &suggested, options.scheme), balance)
+        let mut chosen = scales::activations(&sites, int8, &suggested, options.scheme);
+        if options.wide {
+            chosen = chosen.into_iter().map(|(value, params)| (value, params.widened())).collect();
+        }
+        (chosen, balance)
     };
 
     let forced = forced_float(graph, &sites, calibration, options);
@@ -263,6 +303,7 @@ fn forced_float(
     options: &Options,
 ) -> BTreeMap<usize, String> {
     let excluded = |id: NodeId| options.exclude.contains(graph.node(id).label());
+    let by_blocks = options.weights.format.is_some_and(|format| format.block.is_some());
     let unseen = |value: &&&str| calibration.get(value).is_none_or(|o| o.count() == 0);
     let mut float = BTreeMap::new();
     for (i, site) in sites.all.iter().enumerate() {
@@ -270,6 +311,8 @@ fn forced_float(
             float.insert(i, "excluded by the configuration".to_owned());
         } else if let Some(value) = site.inputs.iter().chain(&site.outputs).find(unseen) {
             float.insert(i, format!("'{value}' is not a float32 tensor that calibration saw"));
+        } else if by_blocks && matches!(site.op.op_type, "Gemm" | "MatMul") {
+            float.insert(i, "weights by blocks are multiplied by float activations".to_owned());
         }
     }
     float

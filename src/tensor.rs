@@ -24,11 +24,15 @@ pub enum DataType {
     Float = 1,
     Uint8 = 2,
     Int8 = 3,
+    Uint16 = 4,
+    Int16 = 5,
     Int32 = 6,
     Int64 = 7,
     Float16 = 10,
     Double = 11,
     Bfloat16 = 16,
+    Uint4 = 21,
+    Int4 = 22,
 }
 
 /// `TensorProto.DataLocation.EXTERNAL`.
@@ -184,7 +188,7 @@ macro_rules! element {
         }
     )*};
 }
-element!(f32 => Float, f64 => Double, i8 => Int8, u8 => Uint8, i32 => Int32, i64 => Int64, f16 => Float16, bf16 => Bfloat16);
+element!(f32 => Float, f64 => Double, i8 => Int8, u8 => Uint8, i16 => Int16, u16 => Uint16, i32 => Int32, i64 => Int64, f16 => Float16, bf16 => Bfloat16);
 
 /// A tensor named `name` of shape `dims`.
 pub fn tensor<T: Element>(name: &str, dims: &[usize], values: &[T]) -> TensorProto {

@@ -33,6 +33,7 @@ __all__ = [
     "quantize_dynamic",
     "quantize_static",
     "quantize_tensorrt",
+    "quantize_weights",
     "unpack_int4",
     "write_together",
 ]
@@ -164,6 +165,17 @@ def quantize_static(
     bias_correction: bool = False,
     equalize: bool = False,
     named: bool = False,
+    weights: tuple[str, int | None, bool] | None = None,
+    wide: bool = False,
+) -> _Outcome: ...
+def quantize_weights(
+    model: Model,
+    inputs: LayerInputs | None = None,
+    *,
+    weights: tuple[str, int | None, bool],
+    exclude: list[str],
+    rounding: str = "nearest",
+    bias_correction: bool = False,
 ) -> _Outcome: ...
 def quantize_tensorrt(
     model: Model,

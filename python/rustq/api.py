@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rustq import _rustq
@@ -133,11 +134,11 @@ def quantize(
     progress: bool | Progress = False,
     executor: Executor | None = None,
 ) -> QuantizedModel:
-    """Quantizes a model to INT8.
+    """Quantizes a model to INT8, or its weights to less (`QuantConfig.weights`).
 
     With data it is static quantization: weights and activations are int8, the ranges of the
     activations come from the data. Without, it is dynamic: weights are int8, activations are
-    quantized while the model runs.
+    quantized while the model runs; or, with weights below 8 bits, they stay float.
 
     Args:
         model: see `load`.
@@ -261,14 +262,22 @@ class Task:
         if config.weights.startswith("float"):
             shapes = _first_shapes(prepared, data, config)
             return cls(source, prepared, None, runtime, scheme, config, tuple(notes), shapes=shapes)
-        from rustq.corrections import Excerpt, layer_inputs
+        from rustq.corrections import SPREAD, Excerpt, layer_inputs
 
+        if config.activations == "float32":
+            few = list(islice(data, SPREAD)) if isinstance(data, Iterator) else data
+            inputs = (
+                layer_inputs(prepared, Excerpt(few), config, SPREAD) if config.corrects else None
+            )
+            return cls(source, prepared, None, runtime, scheme, config, tuple(notes), inputs)
         excerpt = Excerpt(data)
         calibration, samples = _observed(prepared, excerpt.data, config, progress, executor)
         notes += samples.notes
         task = cls(source, prepared, calibration, runtime, scheme, config, tuple(notes))
         task = replace(task, shapes=samples.shapes)
-        if config.method == "auto" and runtime.name == "onnxruntime":
+        if config.method == "auto" and config.activations == "int16":
+            task = replace(task, config=replace(config, method="minmax"), method="auto")
+        elif config.method == "auto" and runtime.name == "onnxruntime":
             from rustq.trials import chosen
 
             task = chosen(task, excerpt)
@@ -325,6 +334,7 @@ class Task:
             method=self.method or self.config.method,
             scheme=_scheme_of(self.scheme, calibration, self.config),
             target=self.runtime.name,
+            weights=self.config.weights,
             size_after=self.runtime.size(outcome),
             samples=calibration.samples if calibration else None,
         )
@@ -384,7 +394,7 @@ def _check(config: QuantConfig, runtime: Target) -> None:
         )
     for other in TARGETS.values():
         for knob in other.knobs:
-            if other is not runtime and getattr(config, knob) != getattr(QuantConfig(), knob):
+            if knob not in runtime.knobs and getattr(config, knob) != getattr(QuantConfig(), knob):
                 raise UnsupportedError(f"{knob} is for the target {other.name}, not {runtime.name}")
 
 
@@ -406,6 +416,8 @@ def _scheme_of(scheme: str, calibration: Calibration | None, config: QuantConfig
     """What the report calls it: the scheme where activations are quantized by ranges."""
     if config.weights.startswith("float"):
         return "float"
+    if calibration is None and (config.codes or config.activations == "float32"):
+        return "weights only"
     return scheme if calibration else "dynamic"
 
 

@@ -17,7 +17,15 @@ from typing import Any
 import click
 
 from rustq import console, text
-from rustq.config import METHODS, PRECISIONS, QuantConfig
+from rustq.config import (
+    ACTIVATIONS,
+    METHODS,
+    PRECISIONS,
+    QUANT_FORMATS,
+    ROUNDINGS,
+    WEIGHTS,
+    QuantConfig,
+)
 from rustq.images import ImageOptions
 from rustq.options import (
     DATA_HELP,
@@ -152,10 +160,30 @@ def commands(context: click.Context) -> None:
 )
 @click.option(
     "--weights",
-    type=click.Choice(("int8", "float16", "float32")),
+    type=click.Choice(WEIGHTS),
     default="int8",
     show_default=True,
-    help="Number format of weights; the float ones are for targets other than onnxruntime.",
+    help="Number format of weights; those below 8 bits are for onnxruntime, the float ones for ncnn.",
+)
+@click.option(
+    "--activations",
+    type=click.Choice(ACTIVATIONS),
+    help="Number format of activations, with --data.  [default: int8]",
+)
+@click.option(
+    "--block-size",
+    type=click.IntRange(min=0),
+    help="int4 and uint4: inputs of a matrix product that share a scale; 0 for all.",
+)
+@click.option(
+    "--quant-format",
+    type=click.Choice(QUANT_FORMATS),
+    help="How weights below 8 bits are written: qdq for standard operators only.  [default: auto]",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(ROUNDINGS),
+    help="Of weights; learned for the sake of the results on --data.  [default: nearest]",
 )
 @click.option(
     "--input-shape",

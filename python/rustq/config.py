@@ -15,8 +15,17 @@ __all__ = ["METHODS", "WEIGHTS", "ImageOptions", "QuantConfig"]
 METHODS = ("auto", "minmax", "percentile", "entropy", "mse", "ifmr")
 """Ways to turn what was observed of a tensor into its quantized range."""
 
-WEIGHTS = ("int8", "float16", "float32", "int4", "binary", "log2")
+WEIGHTS = ("int8", "float16", "float32", "int4", "uint4", "log2", "binary")
 """Number formats of the weights."""
+
+ACTIVATIONS = ("int8", "int16", "float32")
+"""Number formats of the activations where there are data."""
+
+QUANT_FORMATS = ("auto", "qdq")
+"""How weights below 8 bits are written."""
+
+BLOCK_SIZE = 32
+"""Weights that share a scale where blocks are the default."""
 
 PRECISIONS = ("fp32", "fp16")
 """Types of what is not int8, for TensorRT."""
@@ -48,10 +57,22 @@ class QuantConfig:
             Runtime adds pairs of products in 16 bits: the result is then the same on every
             processor. `False` makes weights up to one bit finer, for processors that are known to
             have VNNI (or are ARM).
-        weights: number format of the weights: `"int8"`; for targets with a format of their own
-            (ncnn) also `"float16"` and `"float32"`, which quantize nothing and need no data.
-            (`"int4"`, `"binary"` and `"log2"` are reserved names that `quantize` refuses with
-            `UnsupportedError` for now.)
+        weights: number format of the weights: `"int8"`; for ONNX Runtime also `"int4"`, `"uint4"`
+            (with a zero point), `"log2"` (a sign and an exponent, in 4 bits) and `"binary"` (a
+            sign, times the mean magnitude of the channel); for TensorRT also `"int4"`; for ncnn
+            also `"float16"` and `"float32"`, which quantize nothing and need no data. Without
+            data, those below 8 bits leave the activations float. See docs/low-bit.md.
+        activations: number format of the activations where there are data: `"int8"` (uint8 with
+            `scheme="asym"`); for ONNX Runtime also `"int16"`, which needs opset 21 and no integer
+            kernel takes, and `"float32"`: only the weights are quantized.
+        block_size: int4 and uint4: how many inputs of an output channel share a scale where matrix
+            products have float activations: a power of 2 from 16 on, or 0 for all of them. `None`
+            is 32 without data, or with `activations="float32"`, and 0 otherwise; where int8
+            activations are asked for, other sizes leave those of matrix products float. A
+            convolution has one scale for each channel.
+        quant_format: ONNX Runtime, weights below 8 bits: `"auto"` writes what it runs fastest:
+            `MatMulNBits`, and else codes that it decodes when it loads the model; `"qdq"` only
+            operators of the ONNX standard, with `DequantizeLinear` for int4 and uint4 (opset 21).
         noise_price: what accuracy is worth in time, at least 0: a relative noise of 1 in one place
             costs as much as this many times the float model's time. Larger leaves more layers in
             float; 0 asks for speed alone. `None` is 3 for `scheme="asym"` and 6 for `"sym"`, and
@@ -104,6 +125,9 @@ class QuantConfig:
     per_channel: bool = True
     avoid_saturation: bool = True
     weights: str = "int8"
+    activations: str = "int8"
+    block_size: int | None = None
+    quant_format: str = "auto"
     noise_price: float | None = None
     rounding: str = "nearest"
     bias_correction: bool | None = None
@@ -123,6 +147,9 @@ class QuantConfig:
     def __post_init__(self) -> None:
         _choice("method", self.method, METHODS)
         _choice("weights", self.weights, WEIGHTS)
+        _choice("activations", self.activations, ACTIVATIONS)
+        _choice("quant_format", self.quant_format, QUANT_FORMATS)
+        self._check_codes()
         _choice("high_precision", self.high_precision, PRECISIONS)
         if not isinstance(self.tensorrt_version, str):
             raise TypeError(f"tensorrt_version must be a string, got {self.tensorrt_version!r}")
@@ -165,6 +192,19 @@ class QuantConfig:
         object.__setattr__(self, "input_shapes", _shapes(self.input_shapes))
         self._check_runtime()
 
+    def _check_codes(self) -> None:
+        size = self.block_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
+            raise TypeError(f"block_size must be an int or None, got {size!r}")
+        if size and (size < 16 or size & (size - 1)):
+            raise ValueError(f"block_size must be a power of 2 from 16 on, or 0, got {size}")
+        if size and self.weights not in ("int4", "uint4"):
+            raise ValueError(f"block_size is for int4 and uint4 weights, not for {self.weights}")
+        if self.codes and not self.per_channel:
+            raise ValueError(f"per_channel=False is for int8 weights, not for {self.weights}")
+        if self.equalize and self.activations != "int8":
+            raise ValueError(f"equalize=True is for int8 activations, not for {self.activations}")
+
     def _check_runtime(self) -> None:
         given: Any = self.providers
         single = isinstance(given, str) or _is_pair(given)
@@ -183,6 +223,11 @@ class QuantConfig:
     def corrects(self) -> bool:
         """Whether anything is corrected that inputs of the layers are needed for."""
         return self.rounding == "learned" or bool(self.bias_correction)
+
+    @property
+    def codes(self) -> bool:
+        """Whether the weights have fewer than 8 bits."""
+        return self.weights not in ("int8", "float16", "float32")
 
     def excludes(self, name: str, op_type: str = "") -> bool:
         """Whether the node with this name and operator type is to stay float."""

@@ -48,7 +48,9 @@ class LayerReport:
     Attributes:
         name: the node's name, or that of its first output where it has none.
         op_type: its ONNX operator type.
-        quantized: whether it computes on integers.
+        quantized: whether it computes on integers, or, where only weights are quantized, its
+            weights are.
+        weights: number format of its weights; empty if they are float, or there are none.
         reason: why it stayed float, or what was done.
         inputs: how its quantized inputs, weights included, are stored.
         outputs: how its quantized outputs are stored.
@@ -64,6 +66,7 @@ class LayerReport:
     op_type: str
     quantized: bool
     reason: str = ""
+    weights: str = ""
     inputs: tuple[TensorParams, ...] = ()
     outputs: tuple[TensorParams, ...] = ()
     activation_sqnr_db: float | None = None
@@ -107,8 +110,9 @@ class Report:
         size_after: bytes of the quantized model; 0 if not known.
         opset_before: ONNX opset of the model that was given.
         opset_after: ONNX opset of the quantized model.
-        scheme: `"asym"`, `"sym"`, or `"dynamic"` where no data was given.
+        scheme: `"asym"`, `"sym"`, `"dynamic"` where no data was given, or `"weights only"`.
         target: the runtime it was made for.
+        weights: number format of the weights.
         method: how ranges were chosen.
         samples: number of calibration feeds, `None` for dynamic quantization.
         seconds: wall-clock time of the whole work.
@@ -125,6 +129,7 @@ class Report:
     opset_after: int = 0
     scheme: str = ""
     target: str = ""
+    weights: str = "int8"
     method: str = ""
     samples: int | None = None
     seconds: float = 0.0
@@ -149,8 +154,9 @@ class Report:
         counted = [count for family in FAMILIES if (count := self._count(*family))]
         share = self.mac_share()
         macs = "" if share is None else f" ({100 * share:.1f} % of the multiply-accumulates)"
+        form = "in int8" if self.weights == "int8" else f"with {self.weights} weights"
         sentences = [
-            f"{_listed(counted)} in int8{macs}."
+            f"{_listed(counted)} {form}{macs}."
             if counted
             else "No convolution, matrix product or recurrent layer to quantize."
         ]
@@ -208,7 +214,7 @@ class Report:
             (
                 layer.name,
                 layer.op_type,
-                "int8" if layer.quantized else "float",
+                (layer.weights or "int8") if layer.quantized else "float",
                 text.decibels(layer.weight_sqnr_db),
                 text.decibels(layer.activation_sqnr_db),
                 layer.reason,

@@ -5,23 +5,63 @@ use rayon::prelude::*;
 use super::Corrections;
 use super::inputs::Moments;
 use super::rounding::descend;
+use crate::quantize::Encoded;
 
 /// Largest magnitude of an integer weight, and of the sum of two that are added up in 16 bits.
 const LARGEST: i8 = 127;
 const LARGEST_SUM: i16 = 128;
 
-/// The weights of a layer, exact and as integers.
+/// The weights of a layer, exact and what became of them.
 pub(crate) struct Weights<'w> {
     pub exact: &'w [f32],
     pub dims: &'w [usize],
     /// Of the output channels.
     pub axis: usize,
-    /// One for each channel, or one for all.
-    pub scale: &'w [f32],
-    /// For each input, the one whose product is added to its own in 16 bits; empty if none is.
-    pub neighbours: &'w [Option<usize>],
+    pub grid: Grid<'w>,
     /// What each channel of the inputs is divided by, and the weights multiplied.
     pub factors: Option<&'w [f32]>,
+}
+
+/// What weights may become.
+pub(crate) enum Grid<'w> {
+    /// Int8 numbers.
+    Integers {
+        /// One for each channel, or one for all.
+        scale: &'w [f32],
+        /// For each input, the one whose product is added to its own in 16 bits; empty if none is.
+        neighbours: &'w [Option<usize>],
+    },
+    /// Levels of a format with fewer bits, in ascending order.
+    Levels(&'w Encoded, Vec<i8>),
+}
+
+impl Grid<'_> {
+    /// The scale of input `k` of channel `c`.
+    fn scale(&self, c: usize, k: usize) -> f32 {
+        match self {
+            Self::Integers { scale, .. } => scale[c.min(scale.len() - 1)],
+            Self::Levels(encoded, _) => encoded.scale[encoded.part(c, k)],
+        }
+    }
+
+    /// What the integer `k` of channel `c` may become when it grows, or falls.
+    fn next(&self, c: usize, q: &[i8], k: usize, up: bool) -> Option<i8> {
+        match self {
+            Self::Integers { neighbours, .. } => {
+                let value = q[k].checked_add(if up { 1 } else { -1 })?;
+                let neighbour = neighbours.get(k).copied().flatten();
+                let sum = neighbour.map_or(0, |other| (i16::from(q[other]) + i16::from(value)).abs());
+                (value.unsigned_abs() <= LARGEST.unsigned_abs() && sum <= LARGEST_SUM).then_some(value)
+            }
+            Self::Levels(encoded, levels) => {
+                let zero = encoded.zero_of(encoded.part(c, k));
+                let level = q[k] + zero;
+                let at = levels.partition_point(|&l| l < level);
+                let at = if up { at + 1 } else { at.checked_sub(1)? };
+                levels.get(at).map(|next| next - zero)
+            }
+        }
+    }
 }
 
 /// What the corrections of a layer do to the mean square error of its results.
@@ -66,10 +106,9 @@ impl Weights<'_> {
             .into_par_iter()
             .map(|c| {
                 let (mean, second) = &groups[c / each];
-                let scale = self.scale[c.min(self.scale.len() - 1)];
-                let exact: Vec<f32> = (0..width).map(|k| self.exact[place(c, k)] / scale).collect();
+                let exact: Vec<f32> = (0..width).map(|k| self.exact[place(c, k)]).collect();
                 let nearest = (0..width).map(|k| integers[place(c, k)]).collect();
-                self.channel(&exact, nearest, (mean, second), (what.rounding, scale.into(), centred))
+                self.channel(c, (&exact, nearest), (mean, second), (what.rounding, centred))
             })
             .collect();
         let mut effect = Effect { before: 0.0, after: 0.0 };
@@ -101,29 +140,24 @@ impl Weights<'_> {
 
     fn channel(
         &self,
-        exact: &[f32],
-        mut integers: Vec<i8>,
+        c: usize,
+        (exact, mut integers): (&[f32], Vec<i8>),
         (mean, second): (&[f64], &[f32]),
-        (rounding, scale, centred): (bool, f64, bool),
+        (rounding, centred): (bool, bool),
     ) -> Channel {
+        let scale: Vec<f32> = (0..exact.len()).map(|k| self.grid.scale(c, k)).collect();
         let mean_error = |q: &[i8]| -> f64 {
-            let errors = q.iter().zip(exact).map(|(&q, &t)| f64::from(q) - f64::from(t));
-            scale * errors.zip(mean).map(|(e, m)| e * m).sum::<f64>()
+            let real = q.iter().zip(&scale).map(|(&q, &s)| f64::from(q) * f64::from(s));
+            real.zip(exact).map(|(q, &w)| q - f64::from(w)).zip(mean).map(|(e, m)| e * m).sum()
         };
         let first = mean_error(&integers);
         let (before, after) = if rounding {
-            descend(exact, &mut integers, second, |q, k, value| self.allowed(q, k, value))
+            descend((exact, &scale), &mut integers, second, |q, k, up| self.grid.next(c, q, k, up))
         } else {
             (0.0, 0.0)
         };
         let taken_up = if centred { first * first } else { 0.0 };
-        let effect = Effect { before: before * scale * scale + taken_up, after: after * scale * scale };
+        let effect = Effect { before: before + taken_up, after };
         Channel { mean_error: mean_error(&integers), integers, effect }
-    }
-
-    fn allowed(&self, q: &[i8], k: usize, value: i8) -> bool {
-        let neighbour = self.neighbours.get(k).copied().flatten();
-        let sum = neighbour.map_or(0, |other| (i16::from(q[other]) + i16::from(value)).abs());
-        value.unsigned_abs() <= LARGEST.unsigned_abs() && sum <= LARGEST_SUM
     }
 }

@@ -1,9 +1,10 @@
 //! Weights rounded so that the results of a layer change least, not the weights themselves.
 //!
-//! With the weights t of one output channel in units of its scale, integers q and e = q − t, the mean square error of the
+//! With the weights w of one output channel, integers q on scales s and eₖ = sₖ qₖ − wₖ, the mean square error of the
 //! results is eᵀ H e, H being the [second moments](super::inputs) of the inputs. Rounding to the nearest makes every
-//! |eₖ| least; but errors of inputs that go together can cancel. From there, coordinate descent: a step of one integer at
-//! k changes the error by Hₖₖ ± 2 gₖ with g = H e, and is taken if that is negative, until none is or after [`PASSES`].
+//! |eₖ| least; but errors of inputs that go together can cancel. From there, coordinate descent: a step of d at k, to the
+//! next integer in use, changes the error by d² Hₖₖ + 2 d gₖ with g = H e, and is taken if that is negative, until none is
+//! or after [`PASSES`].
 //! Each step makes the error smaller, so the result is never worse than the nearest integers. (Nagel et al. 2020 state
 //! the problem and relax it; Nair and Suggala 2024 descend by coordinates. GPTQ needs a Cholesky factor and visits each
 //! weight once.)
@@ -13,37 +14,39 @@ use multiversion::multiversion;
 /// Passes over the weights of a channel.
 const PASSES: usize = 8;
 
-/// Moves the integers `q` of one channel, whose exact values are `t`, to where xᵀ(q − t) varies less for inputs x with
-/// the second moments `h`, row by row. `allowed(q, k, value)` says whether the integer k may become `value`.
+/// Moves the integers `q` of one channel, whose exact values are `w` and whose units are `scale`, to where xᵀ(s q − w)
+/// varies less for inputs x with the second moments `h`, row by row. `next(q, k, up)` is what the integer k may become when
+/// it grows, or falls.
 ///
 /// Returns the error before and after.
 pub(crate) fn descend(
-    t: &[f32],
+    (w, scale): (&[f32], &[f32]),
     q: &mut [i8],
     h: &[f32],
-    allowed: impl Fn(&[i8], usize, i8) -> bool,
+    next: impl Fn(&[i8], usize, bool) -> Option<i8>,
 ) -> (f64, f64) {
-    let width = t.len();
+    let width = w.len();
     let mut g = vec![0_f32; width];
     for (k, row) in h.chunks_exact(width.max(1)).enumerate() {
-        add(&mut g, row, f32::from(q[k]) - t[k]);
+        add(&mut g, row, f32::from(q[k]) * scale[k] - w[k]);
     }
     let error = |q: &[i8], g: &[f32]| -> f64 {
-        q.iter().zip(t).zip(g).map(|((&q, t), g)| f64::from((f32::from(q) - t) * g)).sum()
+        let errors = q.iter().zip(scale).zip(w).map(|((&q, s), w)| f32::from(q) * s - w);
+        errors.zip(g).map(|(e, g)| f64::from(e * g)).sum()
     };
     let before = error(q, &g);
     for _ in 0..PASSES {
         let mut moved = false;
         for k in 0..width {
-            let step = if g[k] > 0.0 { -1_i8 } else { 1 };
             let diagonal = h[k * width + k];
+            let Some(value) = next(q, k, g[k] <= 0.0) else { continue };
+            let step = (f32::from(value) - f32::from(q[k])) * scale[k];
             // Some slack, or rounding errors of g could move an integer to and fro.
-            if 2.0 * g[k].abs() <= diagonal * 1.000_1 {
+            if 2.0 * g[k].abs() <= diagonal * step.abs() * 1.000_1 {
                 continue;
             }
-            let Some(value) = q[k].checked_add(step).filter(|&value| allowed(q, k, value)) else { continue };
             q[k] = value;
-            add(&mut g, &h[k * width..][..width], f32::from(step));
+            add(&mut g, &h[k * width..][..width], step);
             moved = true;
         }
         if !moved {
@@ -61,6 +64,11 @@ fn add(sum: &mut [f32], row: &[f32], factor: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// To the next integer, whatever it is.
+    fn free(q: &[i8], k: usize, up: bool) -> Option<i8> {
+        q[k].checked_add(if up { 1 } else { -1 })
+    }
 
     /// Inputs that go together, their second moments, and weights.
     fn problem(width: usize) -> (Vec<f32>, Vec<f32>) {
@@ -93,7 +101,7 @@ mod tests {
         for width in 20..60 {
             let (h, t) = problem(width);
             let mut q = nearest(&t);
-            let (before, after) = descend(&t, &mut q, &h, |_, _, _| true);
+            let (before, after) = descend((&t, &vec![1.0; t.len()]), &mut q, &h, free);
             let (exact_before, exact_after) = (error(&t, &nearest(&t), &h), error(&t, &q, &h));
             assert!((before - exact_before).abs() < 1e-2 * exact_before, "{before} {exact_before}");
             assert!((after - exact_after).abs() < 1e-2 * exact_before, "{after} {exact_after}");
@@ -108,7 +116,7 @@ mod tests {
         let h = [1.0, 0.9, 0.9, 1.0];
         let t = [0.4, 0.4];
         let mut q = nearest(&t);
-        descend(&t, &mut q, &h, |_, _, _| true);
+        descend((&t, &vec![1.0; t.len()]), &mut q, &h, free);
         let all = (-3..=3_i8).flat_map(|a| (-3..=3_i8).map(move |b| [a, b]));
         let best = all.map(|q| error(&t, &q, &h)).fold(f64::INFINITY, f64::min);
         assert!((error(&t, &q, &h) - best).abs() < 1e-6, "{q:?} {best}");
@@ -118,7 +126,7 @@ mod tests {
     fn what_is_not_allowed_stays() {
         let (h, t) = problem(20);
         let mut q = nearest(&t);
-        descend(&t, &mut q, &h, |_, _, _| false);
+        descend((&t, &vec![1.0; t.len()]), &mut q, &h, |_, _, _| None);
         assert_eq!(q, nearest(&t));
     }
 
@@ -128,7 +136,7 @@ mod tests {
         let mut h = vec![0.0; 144];
         (0..12).for_each(|k| h[k * 13] = 1.0 + k as f32);
         let mut q = nearest(&t);
-        descend(&t, &mut q, &h, |_, _, _| true);
+        descend((&t, &vec![1.0; t.len()]), &mut q, &h, free);
         assert_eq!(q, nearest(&t));
     }
 }

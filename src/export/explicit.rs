@@ -41,7 +41,7 @@ pub(super) fn weights<'l, 'm: 'l>(
     adjust: impl Fn(NodeId, &mut [f32]),
 ) -> Result<HashMap<NodeId, QuantizedWeights>> {
     let quantized = layers.filter(|layer| layer.has_weights()).map(|layer| {
-        let grid = WeightGrid { per_channel: per_channel && layer.row.per_channel, pairs: false };
+        let grid = WeightGrid { per_channel: per_channel && layer.row.per_channel, ..WeightGrid::PLAIN };
         let adjust = |limits: &mut [f32]| adjust(layer.id, limits);
         Ok((layer.id, weights::quantize_without_bias(graph, layer.id, grid, adjust)?))
     });

@@ -1,5 +1,6 @@
 //! `quantize_static`: options in, model and records out.
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -8,6 +9,7 @@ use super::correct::PyLayerInputs;
 use super::model::PyModel;
 use crate::correct::Corrections;
 use crate::qparams::{Dtype, QuantParams, Range};
+use crate::quantize::low_bit::{self, Codec, Format};
 use crate::quantize::{self, LayerRecord, Options, Quantized, TensorRecord, WeightGrid};
 
 /// The model, a record for each layer, and notes.
@@ -15,7 +17,7 @@ pub(super) type Outcome<'py> = (PyModel, Vec<Bound<'py, PyDict>>, Vec<String>);
 
 /// Quantizes a folded model by what calibration saw.
 #[pyfunction]
-#[pyo3(signature = (model, calibration, inputs=None, *, scheme, method, percentile, per_channel, avoid_saturation, noise_price, exclude, everything, rounding="nearest", bias_correction=false, equalize=false, named=false))]
+#[pyo3(signature = (model, calibration, inputs=None, *, scheme, method, percentile, per_channel, avoid_saturation, noise_price, exclude, everything, rounding="nearest", bias_correction=false, equalize=false, named=false, weights=None, wide=false))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn quantize_static<'py>(
     py: Python<'py>,
@@ -34,11 +36,18 @@ pub(super) fn quantize_static<'py>(
     bias_correction: bool,
     equalize: bool,
     named: bool,
+    weights: Option<PyFormat>,
+    wide: bool,
 ) -> PyResult<Outcome<'py>> {
     let options = Options {
         scheme: parse_scheme(scheme)?,
+        wide,
         method: parse_method(method, percentile)?,
-        weights: WeightGrid { per_channel, pairs: avoid_saturation },
+        weights: WeightGrid {
+            per_channel,
+            pairs: avoid_saturation,
+            format: weights.map(format).transpose()?,
+        },
         noise_price,
         equalize,
         named,
@@ -62,8 +71,38 @@ pub(super) fn quantize_dynamic<'py>(
     exclude: Vec<String>,
 ) -> PyResult<Outcome<'py>> {
     let (model, exclude) = (&model.0, exclude.into_iter().collect());
-    let grid = WeightGrid { per_channel, pairs: avoid_saturation };
+    let grid = WeightGrid { per_channel, pairs: avoid_saturation, format: None };
     let done = super::run(py, || quantize::quantize_dynamic(model, grid, &exclude))?;
+    outcome(py, done)
+}
+
+/// A number format, inputs that share a scale, and whether only standard operators may be written.
+type PyFormat = (String, Option<usize>, bool);
+
+fn format((name, block, standard): PyFormat) -> PyResult<Format> {
+    let unknown = || PyValueError::new_err(format!("there is no number format '{name}'"));
+    Ok(Format { codec: Codec::named(&name).ok_or_else(unknown)?, block, standard })
+}
+
+/// Codes the weights of a folded model; activations stay float.
+#[pyfunction]
+#[pyo3(signature = (model, inputs=None, *, weights, exclude, rounding="nearest", bias_correction=false))]
+pub(super) fn quantize_weights<'py>(
+    py: Python<'py>,
+    model: PyRef<'py, PyModel>,
+    inputs: Option<PyRef<'py, PyLayerInputs>>,
+    weights: PyFormat,
+    exclude: Vec<String>,
+    rounding: &str,
+    bias_correction: bool,
+) -> PyResult<Outcome<'py>> {
+    let settings = low_bit::Settings {
+        format: format(weights)?,
+        corrections: Corrections { rounding: rounding == "learned", bias: bias_correction },
+        exclude: exclude.into_iter().collect(),
+    };
+    let (model, inputs) = (&model.0, inputs.as_ref().map(|i| &i.0));
+    let done = super::run(py, || low_bit::quantize_weights(model, inputs, &settings))?;
     outcome(py, done)
 }
 
@@ -83,6 +122,7 @@ pub(super) fn layer_dict<'py>(py: Python<'py>, layer: &LayerRecord) -> PyResult<
     dict.set_item("op_type", &layer.op_type)?;
     dict.set_item("quantized", layer.quantized)?;
     dict.set_item("reason", &layer.reason)?;
+    dict.set_item("weights", &layer.weights)?;
     dict.set_item("macs", layer.macs.map(|macs| macs.round() as u64))?;
     dict.set_item("weight_sqnr_db", layer.weight_sqnr_db)?;
     dict.set_item("activation_sqnr_db", sqnr.min_by(f64::total_cmp))?;
@@ -108,6 +148,8 @@ fn tensor_dict<'py>(
     let dtype = match params.dtype {
         Dtype::Int8 => "int8",
         Dtype::Uint8 => "uint8",
+        Dtype::Int16 => "int16",
+        Dtype::Uint16 => "uint16",
         Dtype::Int32 => "int32",
     };
     dict.set_item("dtype", dtype)?;

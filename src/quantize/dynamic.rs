@@ -14,7 +14,7 @@ use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
 use crate::onnx::NodeProto;
 use crate::ops::{Role, op, without_kernel};
-use crate::patch::{Patch, apply, cast_to_float, node};
+use crate::patch::{Patch, apply, cast_to, node};
 use crate::tensor::{self, DataType, tensor, tensor_of_bytes};
 
 /// Quantizes the weights of a folded model and lets its activations be quantized at run time.
@@ -92,7 +92,7 @@ impl<'m> Writer<'_, 'm> {
         let bias = original.input_at(2);
         let result = if bias.is_some() { &product } else { output };
         nodes.push(node("MatMulInteger", original.label(), &[&x, &w, &x_zero], &[&integers]));
-        nodes.push(cast_to_float(&integers, &cast));
+        nodes.push(cast_to(DataType::Float, &integers, &cast));
         nodes.push(node("Mul", &scale, &[&x_scale, &w_scale], &[&scale]));
         nodes.push(node("Mul", &product, &[&cast, &scale], &[result]));
         if let Some(bias) = bias {

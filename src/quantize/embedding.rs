@@ -7,7 +7,7 @@ use super::names::Names;
 use super::weights;
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};
-use crate::patch::{Patch, cast_to_float, node};
+use crate::patch::{Patch, cast_to, node};
 use crate::tensor::{DataType, tensor, tensor_of_bytes};
 
 /// A table with fewer values than this is not worth three more nodes.
@@ -47,7 +47,7 @@ pub(crate) fn quantize(graph: &Graph, id: NodeId, names: &mut Names, patch: &mut
     let nodes = vec![
         node("Gather", original.label(), &[&integers, ids], &[&rows]),
         node("Gather", &row_scale, &[&scale, ids], &[&row_scale]),
-        cast_to_float(&rows, &floats),
+        cast_to(DataType::Float, &rows, &floats),
         node("Mul", &product, &[&floats, &row_scale], &[output]),
     ];
     patch.replace(id, nodes);

@@ -10,7 +10,6 @@ mod operands;
 use std::collections::HashMap;
 
 use super::balance::Balance;
-use super::names::Names;
 use super::placement::Placement;
 use super::sites::Site;
 use super::weights::{QuantizedWeights, WeightGrid};
@@ -20,7 +19,7 @@ use crate::correct::inputs::{LayerInputs, Moments};
 use crate::error::Result;
 use crate::graph::{NodeExt, NodeId};
 use crate::onnx::NodeProto;
-use crate::patch::{Patch, float_attribute, int_attribute, node};
+use crate::patch::{float_attribute, int_attribute, node};
 use crate::qparams::{QuantParams, Scheme};
 use crate::tensor::tensor;
 
@@ -49,24 +48,24 @@ pub(crate) struct Plan<'p, 'm> {
     /// Whether every value that becomes integers has its name, read or not.
     pub named: bool,
     pub scheme: Scheme,
+    /// Whether activations have 16 bits.
+    pub wide: bool,
     pub weights: WeightGrid,
     /// What to correct, and the inputs to do it for.
     pub corrections: Option<(&'p LayerInputs, Corrections)>,
 }
 
 impl Plan<'_, '_> {
-    /// What the weights of a site are to be corrected for.
-    fn correction(&self, site: &Site) -> Option<(&Moments, Corrections)> {
+    /// What the weights of node `id` are to be corrected for.
+    pub fn correction(&self, id: NodeId) -> Option<(&Moments, Corrections)> {
         let (inputs, what) = self.corrections?;
-        Some((inputs.of(&self.placement.graph.node(site.id).output[0])?, what))
+        Some((inputs.of(&self.placement.graph.node(id).output[0])?, what))
     }
 }
 
 /// The edit, and the weights that went into it by node.
 pub(crate) struct Emitted<'g, 'm> {
-    pub patch: Patch,
-    /// For what else is added.
-    pub names: Names<'g, 'm>,
+    pub writer: Writer<'g, 'm>,
     pub weights: HashMap<NodeId, QuantizedWeights>,
 }
 
@@ -82,8 +81,7 @@ pub(crate) fn emit<'p, 'm>(plan: &'p Plan<'p, 'm>) -> Result<Emitted<'p, 'm>> {
     for value in plan.placement.sites.values() {
         emitter.quantized_input(value);
     }
-    let Writer { patch, names, .. } = emitter.writer;
-    Ok(Emitted { patch, names, weights: emitter.weights })
+    Ok(Emitted { writer: emitter.writer, weights: emitter.weights })
 }
 
 struct Emitter<'p, 'm> {

@@ -59,8 +59,7 @@ pub(crate) fn of_products(
     params: impl Fn(&str) -> Option<QuantParams>,
 ) -> Result<HashMap<NodeId, f64>> {
     let sites = Sites::find(graph);
-    let grid = WeightGrid { per_channel: true, pairs: false };
-    let model = Model::new(graph, &sites, calibration, grid)?;
+    let model = Model::new(graph, &sites, calibration, WeightGrid::PLAIN)?;
     let of_site = |i: usize| {
         let site = &sites.all[i];
         let (input, output) = (site.inputs[0], site.outputs[0]);

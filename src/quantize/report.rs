@@ -28,6 +28,8 @@ pub struct LayerRecord {
     pub reason: String,
     /// Multiply-accumulates in one inference, where known.
     pub macs: Option<f64>,
+    /// Number format of its weights; empty if they are float, or there are none.
+    pub weights: String,
     /// Signal to noise ratio of its weights, in dB.
     pub weight_sqnr_db: Option<f64>,
     /// What it reads.
@@ -46,6 +48,7 @@ impl LayerRecord {
             quantized: false,
             reason,
             macs: None,
+            weights: String::new(),
             weight_sqnr_db: None,
             inputs: Vec::new(),
             outputs: Vec::new(),
@@ -98,6 +101,7 @@ impl Decisions<'_, '_> {
         LayerRecord {
             quantized,
             macs: Some(multiplications(self.graph, site, |value| self.calibration.elements(value))),
+            weights: self.weights.get(&site.id).map_or(String::new(), |weights| weights.format().to_owned()),
             weight_sqnr_db: self.weights.get(&site.id).map(|weights| weights.sqnr_db),
             inputs: tensors(&site.inputs),
             outputs: tensors(&site.outputs),

@@ -9,11 +9,13 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
+use super::low_bit::encode::Encoded;
+use super::low_bit::{Codec, Format};
 use super::noise::decibels;
 use super::pairs::{self, Pairs};
 use crate::correct::Corrections;
 use crate::correct::inputs::Moments;
-use crate::correct::layer::{Effect, Weights};
+use crate::correct::layer::{Effect, Grid, Weights};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::kernels;
@@ -35,6 +37,13 @@ pub struct WeightGrid {
     pub per_channel: bool,
     /// Whether to leave room for [pairs of products](super::pairs) in 16 bits.
     pub pairs: bool,
+    /// A format with fewer than 8 bits; `None`: int8.
+    pub format: Option<Format>,
+}
+
+impl WeightGrid {
+    /// A scale for each channel, and no thought of pairs.
+    pub const PLAIN: Self = Self { per_channel: true, pairs: false, format: None };
 }
 
 /// What each channel of the input, and of the output, of a product is divided by; see [`balance`](super::balance).
@@ -90,8 +99,10 @@ impl Inputs {
 
 /// Weights of one operator as integers, and its bias if it has one.
 pub(crate) struct QuantizedWeights {
-    /// Int8, in the shape of the original.
+    /// Int8, in the shape of the original; empty if they are encoded.
     pub values: Bytes,
+    /// The same in fewer bits.
+    pub encoded: Option<Encoded>,
     pub dims: Vec<usize>,
     pub params: QuantParams,
     /// Integers and scale per channel.
@@ -102,6 +113,13 @@ pub(crate) struct QuantizedWeights {
     pub dead_channels: usize,
     /// What corrections did, if there were any.
     pub effect: Option<Effect>,
+}
+
+impl QuantizedWeights {
+    /// The name of their number format.
+    pub fn format(&self) -> &'static str {
+        self.encoded.as_ref().map_or("int8", |encoded| encoded.codec.name)
+    }
 }
 
 /// Quantizes the weights of node `id`, and a bias: one value per channel, and the scale of the input. Both take up the
@@ -124,6 +142,7 @@ pub(crate) fn quantize(
         values = Parts::from(scaled);
     }
     let mut extent = extent(graph, id, &values, &dims, grid).checked(weight)?;
+    let sizes = extent.limits.clone();
     let bias = bias.map(|(bias, scale)| (divided(bias, factors.output), scale));
     if let Some((bias, input_scale)) = &bias {
         if bias.len() != dims[axis] {
@@ -132,23 +151,38 @@ pub(crate) fn quantize(
         }
         leave_room_for_bias(&mut extent.limits, bias, *input_scale);
     }
-    let mut quantized = on_grid(&values, dims, axis, extent, grid.per_channel);
+    let mut quantized = match grid.format {
+        Some(format) => encoded(&values, dims, axis, (extent, &sizes), format.codec),
+        None => on_grid(&values, dims, axis, extent, grid.per_channel),
+    };
     let mut bias = bias;
     if let Some((moments, what)) = correction {
-        let dims = &quantized.dims;
-        let neighbours = if grid.pairs { pairs::neighbours(graph.node(id), dims, axis) } else { Vec::new() };
+        let neighbours = if grid.pairs && grid.format.is_none() {
+            pairs::neighbours(graph.node(id), &quantized.dims, axis)
+        } else {
+            Vec::new()
+        };
+        let levels = match &quantized.encoded {
+            Some(encoded) => Grid::Levels(encoded, encoded.codec.sorted()),
+            None => Grid::Integers { scale: &quantized.params.scale, neighbours: &neighbours },
+        };
         let weights = Weights {
             exact: &values.all(),
-            dims,
+            dims: &quantized.dims,
             axis,
-            scale: &quantized.params.scale,
-            neighbours: &neighbours,
+            grid: levels,
             factors: factors.input,
         };
         let bias = bias.as_mut().map(|(bias, _)| bias.as_mut_slice());
-        let mut integers = quantized.values.to_vec();
-        quantized.effect = weights.correct(moments, what, bytemuck::cast_slice_mut(&mut integers), bias);
-        quantized.values = integers.into();
+        let mut integers = match &quantized.encoded {
+            Some(encoded) => encoded.values.clone(),
+            None => bytemuck::cast_slice(&quantized.values).to_vec(),
+        };
+        quantized.effect = weights.correct(moments, what, &mut integers, bias);
+        match &mut quantized.encoded {
+            Some(encoded) => encoded.values = integers,
+            None => quantized.values = bytemuck::allocation::cast_vec::<i8, u8>(integers).into(),
+        }
     }
     quantized.bias = bias.map(|(bias, input_scale)| quantize_bias(&bias, input_scale, &quantized.params));
     Ok(quantized)
@@ -250,7 +284,49 @@ fn on_grid(
         params = QuantParams { scale: params.scale[..1].to_vec(), zero_point: vec![0], axis: None, ..params };
     }
     let sqnr_db = decibels(power / noise);
-    QuantizedWeights { values: quantized, dims, params, bias: None, sqnr_db, dead_channels, effect: None }
+    QuantizedWeights {
+        values: quantized,
+        encoded: None,
+        dims,
+        params,
+        bias: None,
+        sqnr_db,
+        dead_channels,
+        effect: None,
+    }
+}
+
+/// The weights in a format with fewer bits than 8. A channel that its bias needs a larger scale for than its weights is as
+/// good as without any.
+fn encoded(
+    values: &Parts,
+    dims: Vec<usize>,
+    axis: usize,
+    (extent, sizes): (Extent, &[f32]),
+    codec: &'static Codec,
+) -> QuantizedWeights {
+    let mut encoded = Encoded::new(values, (&dims, axis), codec, None);
+    for (channel, (limit, size)) in extent.limits.iter().zip(sizes).enumerate() {
+        if limit > size {
+            encoded.silence(channel, limit / 127.0);
+        }
+    }
+    let params = QuantParams {
+        scale: encoded.scale.clone(),
+        zero_point: vec![0; encoded.scale.len()],
+        axis: Some(axis),
+        dtype: crate::qparams::Dtype::Int8,
+    };
+    QuantizedWeights {
+        values: Bytes::new(),
+        sqnr_db: decibels(encoded.power / encoded.noise),
+        encoded: Some(encoded),
+        dims,
+        params,
+        bias: None,
+        dead_channels: extent.dead_channels,
+        effect: None,
+    }
 }
 
 /// Quantizes the rows of a constant, without a thought of sums.

@@ -80,9 +80,21 @@ impl<'g, 'm> Writer<'g, 'm> {
         nodes: &mut Vec<NodeProto>,
     ) -> String {
         let integers = self.constant(&format!("{base}_quantized"), || integers);
+        self.dequantized_value(base, &integers, params, zero, nodes)
+    }
+
+    /// The DequantizeLinear behind integers, whatever makes them; returns what it makes.
+    pub fn dequantized_value(
+        &mut self,
+        base: &str,
+        integers: &str,
+        params: &QuantParams,
+        zero: Option<String>,
+        nodes: &mut Vec<NodeProto>,
+    ) -> String {
         let scale = self.scale(base, params);
         let output = self.dequantized(base);
-        let mut dequantize = node("DequantizeLinear", &output, &[&integers, &scale], &[&output]);
+        let mut dequantize = node("DequantizeLinear", &output, &[integers, &scale], &[&output]);
         dequantize.input.extend(zero);
         dequantize.attribute.extend(params.axis.map(|axis| int_attribute("axis", axis as i64)));
         nodes.push(dequantize);
@@ -108,6 +120,12 @@ impl<'g, 'm> Writer<'g, 'm> {
         match params.dtype {
             Dtype::Uint8 => {
                 self.constant(&format!("zero_point_u{value}"), || tensor("", &[], &[value as u8]))
+            }
+            Dtype::Uint16 => {
+                self.constant(&format!("zero_point_u16_{value}"), || tensor("", &[], &[value as u16]))
+            }
+            Dtype::Int16 => {
+                self.constant(&format!("zero_point_i16_{value}"), || tensor("", &[], &[value as i16]))
             }
             _ => self.constant(&format!("zero_point_i{value}"), || tensor("", &[], &[value as i8])),
         }

@@ -197,7 +197,12 @@ class Target:
 TARGETS = {
     target.name: target
     for target in (
-        Target("onnxruntime", ("asym", "sym")),
+        Target(
+            "onnxruntime",
+            ("asym", "sym"),
+            knobs=("activations", "block_size", "quant_format"),
+            weights=("int8", "int4", "uint4", "log2", "binary"),
+        ),
         Target("tensorrt", ("sym",), knobs=("high_precision", "tensorrt_version")),
         Target("ascend", ("asym", "sym"), knobs=("ascend_qdq",), measured=False),
         Target("ncnn", ("sym",), ".param", weights=("int8", "float16", "float32")),

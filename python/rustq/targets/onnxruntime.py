@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 from rustq import _rustq
+from rustq.config import BLOCK_SIZE, QuantConfig
+from rustq.conversion import at_least
+from rustq.errors import UnsupportedError
+from rustq.folding import folded
 from rustq.targets import Job, Outcome
 
 __all__ = ["make"]
 
 NOISE_PRICE = {"asym": 3.0, "sym": 6.0}
+OPSET = 21
+"""The first operator set with DequantizeLinear of 4 bits and QuantizeLinear to 16."""
 
 
 def make(job: Job) -> Outcome:
     """Quantizes for ONNX Runtime: static with a calibration, dynamic without."""
-    config = job.config
+    config, model = job.config, job.model
+    if config.activations == "int16" or (config.codes and config.quant_format == "qdq"):
+        model, reason = at_least(model, OPSET)
+        if reason:
+            raise UnsupportedError(f"4-bit types and int16 activations need opset {OPSET}: {reason}")
+        model = model if model is job.model else folded(model)._core
+    if config.activations == "float32" or (config.codes and job.calibration is None):
+        return Outcome(
+            *_rustq.quantize_weights(
+                model,
+                job.inputs,
+                weights=_format(config, BLOCK_SIZE),
+                exclude=list(job.excluded),
+                rounding=config.rounding,
+                bias_correction=bool(config.bias_correction),
+            )
+        )
     if job.calibration is None:
         return Outcome(
             *_rustq.quantize_dynamic(
-                job.model,
+                model,
                 per_channel=config.per_channel,
                 avoid_saturation=config.avoid_saturation,
                 exclude=list(job.excluded),
@@ -25,7 +47,7 @@ def make(job: Job) -> Outcome:
     price = config.noise_price
     return Outcome(
         *_rustq.quantize_static(
-            job.model,
+            model,
             job.calibration._core,
             job.inputs,
             scheme=job.scheme,
@@ -35,10 +57,18 @@ def make(job: Job) -> Outcome:
             avoid_saturation=config.avoid_saturation,
             noise_price=NOISE_PRICE[job.scheme] if price is None else price,
             exclude=list(job.excluded),
-            everything=job.everything,
+            everything=job.everything or config.activations == "int16",
             rounding=config.rounding,
             bias_correction=bool(config.bias_correction),
             equalize=bool(config.equalize),
             named=job.named,
+            weights=_format(config, 0) if config.codes else None,
+            wide=config.activations == "int16",
         )
     )
+
+
+def _format(config: QuantConfig, block_size: int) -> tuple[str, int | None, bool]:
+    """How weights are coded; `block_size` is the default."""
+    size = block_size if config.block_size is None else config.block_size
+    return config.weights, size or None, config.quant_format == "qdq"

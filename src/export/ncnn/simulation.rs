@@ -19,13 +19,12 @@ use crate::quantize::weights::{WeightGrid, quantize_without_bias};
 /// # Errors
 /// [`crate::Error::Tensor`] when weights are not finite.
 pub(super) fn pairs(model: &Model, graph: &Graph, inputs: Vec<(NodeId, QuantParams)>) -> Result<Model> {
-    let grid = WeightGrid { per_channel: true, pairs: false };
     let (mut reads, mut activations, mut weights) = (BTreeMap::new(), HashMap::new(), HashMap::new());
     for (id, params) in inputs {
         let value = graph.node(id).input[0].as_str();
         reads.insert((id, 0), value);
         activations.insert(value, params);
-        weights.insert(id, quantize_without_bias(graph, id, grid, |_| ())?);
+        weights.insert(id, quantize_without_bias(graph, id, WeightGrid::PLAIN, |_| ())?);
     }
     let plan = explicit::Plan {
         graph,

@@ -8,6 +8,7 @@ use crate::onnx::{NodeProto, TensorProto};
 use crate::ops::Role;
 use crate::patch::node;
 use crate::qparams::{Dtype, QuantParams, Range};
+use crate::quantize::low_bit::encode::Encoded;
 use crate::quantize::sites::Site;
 use crate::quantize::weights;
 use crate::tensor::{DataType, floats, is_float, shape, tensor, tensor_of_bytes};
@@ -58,7 +59,7 @@ impl<'m> Emitter<'_, 'm> {
     ) -> Result<String> {
         let values = floats(constant)?;
         let (min, max) = kernels::min_max(&values).unwrap_or((0.0, 0.0));
-        let params = QuantParams::new(Range { min, max }, self.plan.scheme);
+        let params = self.params(Range { min, max });
         let integers = on_grid(&shape(constant)?, &values, &params);
         let zero = self.writer.zero_point(&params);
         Ok(self.writer.dequantized_constant(
@@ -68,6 +69,12 @@ impl<'m> Emitter<'_, 'm> {
             Some(zero),
             nodes,
         ))
+    }
+
+    /// The parameters of a constant operand.
+    fn params(&self, range: Range) -> QuantParams {
+        let params = QuantParams::new(range, self.plan.scheme);
+        if self.plan.wide { params.widened() } else { params }
     }
 
     /// Weights and bias of a multiplication.
@@ -85,13 +92,19 @@ impl<'m> Emitter<'_, 'm> {
         let bias = bias.map(|bias| (bias, input_scale));
         let factors = |value| plan.balance.get(value).map(|balanced| balanced.factors.as_slice());
         let factors = weights::Factors { input: factors(site.inputs[0]), output: factors(site.outputs[0]) };
-        let changes = (factors, plan.correction(site));
+        let changes = (factors, plan.correction(site.id));
         let quantized = weights::quantize(plan.placement.graph, site.id, bias, plan.weights, changes)?;
-        let integers = tensor_of_bytes("", &quantized.dims, DataType::Int8, quantized.values.clone());
         // Without zero points ONNX Runtime does not fuse a Gemm, or what it makes a Gemm of; a Conv does without.
         let zero = (site.op.op_type != "Conv").then(|| self.writer.zeros(&quantized.params));
         let base = self.writer.own(&operator.input[1], site.id);
-        operator.input[1] = self.writer.dequantized_constant(&base, integers, &quantized.params, zero, nodes);
+        operator.input[1] = match &quantized.encoded {
+            Some(encoded) => self.decoded(&base, encoded, &quantized.params, zero, nodes),
+            None => {
+                let values = quantized.values.clone();
+                let integers = tensor_of_bytes("", &quantized.dims, DataType::Int8, values);
+                self.writer.dequantized_constant(&base, integers, &quantized.params, zero, nodes)
+            }
+        };
         if let Some((values, scale)) = &quantized.bias {
             match bias_behind {
                 None => {
@@ -109,6 +122,24 @@ impl<'m> Emitter<'_, 'm> {
         }
         self.weights.insert(site.id, quantized);
         Ok(())
+    }
+
+    /// Weights in fewer than 8 bits, as the int8 numbers that they stand for behind a DequantizeLinear, or behind one that
+    /// knows their type.
+    fn decoded(
+        &mut self,
+        base: &str,
+        encoded: &Encoded,
+        params: &QuantParams,
+        zero: Option<String>,
+        nodes: &mut Vec<NodeProto>,
+    ) -> String {
+        let standard = self.plan.weights.format.is_some_and(|format| format.standard);
+        if let Some(data_type) = encoded.codec.data_type.filter(|_| standard) {
+            return self.writer.dequantized_codes(base, encoded, data_type, nodes);
+        }
+        let levels = self.writer.levels(base, encoded, nodes);
+        self.writer.dequantized_value(base, &levels, params, zero, nodes)
     }
 
     /// The bias that an `Add` puts on a `MatMul`, if it had better be int32.
@@ -171,7 +202,7 @@ impl<'m> Emitter<'_, 'm> {
         let zero = self.writer.zero_point(params);
         nodes.push(node("DequantizeLinear", &scaled, &[&integers, &scale, &zero], &[&scaled]));
         let range = Range { min: beta, max: beta }.with_zero();
-        let params = QuantParams::new(range, self.plan.scheme);
+        let params = self.params(range);
         let zero = self.writer.zero_point(&params);
         let offset = on_grid(&[], &[beta], &params);
         let offset =
@@ -194,6 +225,8 @@ fn on_grid(dims: &[usize], values: &[f32], params: &QuantParams) -> TensorProto 
     }
     match params.dtype {
         Dtype::Uint8 => typed::<u8>(dims, values, params),
+        Dtype::Uint16 => typed::<u16>(dims, values, params),
+        Dtype::Int16 => typed::<i16>(dims, values, params),
         _ => typed::<i8>(dims, values, params),
     }
 }

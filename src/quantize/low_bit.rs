@@ -1,0 +1,26 @@
+//! Weights in fewer than 8 bits.
+//!
+//! 1. [`codecs`]: the number formats, as a table of what each code stands for.
+//! 2. [`encode`]: the scale of each channel or block, and the codes.
+//! 3. [`write`]: codes in a graph, and what decodes them.
+//! 4. [`pass`]: the weights of every product, activations left float.
+
+pub(crate) mod codecs;
+pub(crate) mod encode;
+mod pass;
+pub(crate) mod write;
+
+pub use codecs::{CODECS, Codec};
+pub use pass::{Settings, quantize_weights};
+pub(crate) use pass::{Taken, take, verdict, with_contrib};
+
+/// How weights are coded.
+#[derive(Debug, Clone, Copy)]
+pub struct Format {
+    /// The number format.
+    pub codec: &'static Codec,
+    /// Inputs of an output channel that share a scale, in products whose activations stay float; `None`: all of them.
+    pub block: Option<usize>,
+    /// Whether only operators of the ONNX standard may be written, and `DequantizeLinear` wherever it knows the format.
+    pub standard: bool,
+}

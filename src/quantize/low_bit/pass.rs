@@ -1,0 +1,190 @@
+//! The weights of every product as codes, while its activations stay float.
+
+use std::collections::HashSet;
+
+use super::encode::Encoded;
+use super::{Format, write};
+use crate::correct::inputs::{LayerInputs, Moments};
+use crate::correct::layer::{Effect, Grid, Weights};
+use crate::correct::{self, Corrections};
+use crate::error::Result;
+use crate::graph::{Graph, NodeExt, NodeId};
+use crate::model::Model;
+use crate::onnx::OperatorSetIdProto;
+use crate::ops::is_plain_product;
+use crate::patch::apply;
+use crate::quantize::sites::constant_weights;
+use crate::quantize::weights::{bias, channel_axis, finite, weight_of};
+use crate::quantize::writer::Writer;
+use crate::quantize::{LayerRecord, Quantized, in_order, left_float, noise, too_old};
+use crate::tensor::{Parts, shape, tensor};
+
+/// What to do to the weights of a model.
+#[derive(Debug)]
+pub struct Settings {
+    /// How they are coded.
+    pub format: Format,
+    /// What to correct, if inputs of the layers are given.
+    pub corrections: Corrections,
+    /// Nodes that stay as they are, by [label](NodeExt::label).
+    pub exclude: HashSet<String>,
+}
+
+/// Codes the weights of a folded model.
+///
+/// # Errors
+/// [`crate::Error::Tensor`] for weights that are not finite.
+pub fn quantize_weights(
+    model: &Model,
+    inputs: Option<&LayerInputs>,
+    settings: &Settings,
+) -> Result<Quantized> {
+    if let Some(reason) = too_old(model) {
+        return Ok(left_float(model, &reason));
+    }
+    let graph = Graph::new(model.graph());
+    let mut writer = Writer::new(&graph);
+    let (mut layers, mut effects) = (Vec::new(), Vec::new());
+    for id in 0..graph.nodes().len() {
+        let Some(verdict) = verdict(&graph, id, &settings.exclude) else { continue };
+        let record = LayerRecord::unquantized(&graph, id, verdict.clone().err().unwrap_or_default());
+        let record = match verdict {
+            Ok(()) => {
+                let moments = inputs.and_then(|inputs| inputs.of(&graph.node(id).output[0]));
+                let correction = moments.map(|moments| (moments, settings.corrections));
+                let taken = take(&mut writer, &graph, id, settings.format, correction)?;
+                effects.extend(taken.effect);
+                taken.marked(record)
+            }
+            Err(_) => record,
+        };
+        layers.push((id, record));
+    }
+    let Writer { mut patch, mut names, .. } = writer;
+    layers.extend(super::super::embeddings(&graph, &settings.exclude, &mut names, &mut patch)?);
+    let model = with_contrib(apply(model.clone(), patch)?)?;
+    Ok(Quantized {
+        model,
+        layers: in_order(layers),
+        notes: correct::note(effects.into_iter()).into_iter().collect(),
+    })
+}
+
+/// Whether the weights of node `id` can be coded while its activations stay float, or why not; `None` if it has none.
+pub(crate) fn verdict(graph: &Graph, id: NodeId, exclude: &HashSet<String>) -> Option<Result<(), String>> {
+    const PRODUCTS: &[&str] = &["Conv", "ConvTranspose", "Gemm", "MatMul"];
+    let node = graph.node(id);
+    if !PRODUCTS.iter().any(|op_type| node.is(op_type)) {
+        return crate::ops::without_kernel(node).map(|reason| Err(reason.to_owned()));
+    }
+    if exclude.contains(node.label()) {
+        return Some(Err("excluded by the configuration".to_owned()));
+    }
+    let usable = constant_weights(graph, id, 1).and_then(|()| {
+        let name = &node.input[1];
+        let shared = graph.consumers(name).len() > 1 || graph.is_observable(name);
+        if shared { Err(format!("its weights '{name}' are used elsewhere too")) } else { Ok(()) }
+    });
+    Some(usable)
+}
+
+/// What became of the weights of one product.
+pub(crate) struct Taken {
+    codec: &'static str,
+    sqnr_db: f64,
+    pub effect: Option<Effect>,
+}
+
+impl Taken {
+    /// A record that says so.
+    pub fn marked(&self, record: LayerRecord) -> LayerRecord {
+        let (weights, weight_sqnr_db) = (self.codec.to_owned(), Some(self.sqnr_db));
+        LayerRecord { quantized: true, reason: String::new(), weights, weight_sqnr_db, ..record }
+    }
+}
+
+/// Writes the weights of node `id` as codes; all else of it stays as it is.
+///
+/// # Errors
+/// [`crate::Error::Tensor`] when they are not finite.
+pub(crate) fn take(
+    writer: &mut Writer,
+    graph: &Graph,
+    id: NodeId,
+    format: Format,
+    correction: Option<(&Moments, Corrections)>,
+) -> Result<Taken> {
+    let node = graph.node(id);
+    let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
+    let (values, dims) = (Parts::of(weight)?, shape(weight)?);
+    let data_type = format.codec.data_type.filter(|_| format.standard);
+    let blocked = format.codec.has_blocks() && dims.len() == 2 && is_plain_product(node);
+    let block = format.block.filter(|_| blocked);
+    let mut encoded = Encoded::new(&values, (&dims, axis), format.codec, block);
+    if !encoded.power.is_finite() {
+        finite(weight)?;
+    }
+    let mut effect = None;
+    if let Some((moments, what)) = correction {
+        let exact = values.all();
+        let mut integers = encoded.values.clone();
+        let grid = Grid::Levels(&encoded, format.codec.sorted());
+        let mut own_bias = bias(graph, id)?;
+        effect = Weights { exact: &exact, dims: &dims, axis, grid, factors: None }.correct(
+            moments,
+            what,
+            &mut integers,
+            own_bias.as_deref_mut(),
+        );
+        encoded.values = integers;
+        if let Some(bias) = own_bias.filter(|_| what.bias && effect.is_some()) {
+            let name = writer.name(&format!("{}_corrected", node.input[2]));
+            writer.patch.initializer(tensor(&name, &[bias.len()], &bias));
+            let operator = writer.patch.place(id, node).iter_mut().find(|n| n.op_type == node.op_type);
+            operator.into_iter().for_each(|operator| operator.input[2].clone_from(&name));
+        }
+    }
+    write_weights(writer, (id, node), &encoded, data_type);
+    Ok(Taken { codec: format.codec.name, sqnr_db: noise::decibels(encoded.power / encoded.noise), effect })
+}
+
+fn write_weights(
+    writer: &mut Writer,
+    (id, node): (NodeId, &crate::onnx::NodeProto),
+    encoded: &Encoded,
+    data_type: Option<crate::tensor::DataType>,
+) {
+    let base = &node.input[1];
+    if data_type.is_none() && encoded.fits_kernel() {
+        let operator = writer.patch.place(id, node).iter().find(|n| n.input.get(1) == Some(base)).cloned();
+        if let Some(operator) = operator {
+            let product = writer.multiplied_blocks(base, encoded, &operator);
+            let nodes = writer.patch.place(id, node);
+            if let Some(at) = nodes.iter().position(|n| n.input.get(1) == Some(base)) {
+                nodes.splice(at..=at, product);
+            }
+        }
+        return;
+    }
+    let mut nodes = Vec::new();
+    let weights = match data_type {
+        Some(data_type) => writer.dequantized_codes(base, encoded, data_type, &mut nodes),
+        None => writer.decoded(base, encoded, &mut nodes),
+    };
+    for node in nodes {
+        writer.patch.insert(0, node);
+    }
+    writer.patch.shunt(base, &weights);
+}
+
+/// The model with the operator set of ONNX Runtime's own operators, if it has one of them.
+pub(crate) fn with_contrib(model: Model) -> Result<Model> {
+    let mut proto = model.into_proto();
+    let used = |graph: &crate::onnx::GraphProto| graph.node.iter().any(|n| n.domain() == write::CONTRIB);
+    let known = proto.opset_import.iter().any(|set| set.domain() == write::CONTRIB);
+    if !known && proto.graph.as_ref().is_some_and(used) {
+        let (domain, version) = (Some(write::CONTRIB.to_owned()), Some(1));
+        proto.opset_import.push(OperatorSetIdProto { domain, version, ..Default::default() });
+    }
+    Model::from_proto(proto)
+}
