@@ -3,8 +3,8 @@
     python benches/low_bit.py                              # mnist_cnn, mobilenet_v2, minilm_l3
     python benches/low_bit.py mnist_cnn --seconds 10
 
-Weight only, and with int8 activations, each with weights rounded to the nearest and by learning. The
-models take turns in one process on one core; medians of the thread's CPU time, as a ratio to the float
+Weights alone, and with int8 activations, each rounded to the nearest and by learning. The models
+take turns in one process on one core; medians of the thread's CPU time, as a ratio to the float
 model's. Prints a markdown table.
 """
 
@@ -18,12 +18,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import rustq
 import timing
 import zoo
 from accuracy import sqnr
 from markdown import table
-
-import rustq
 
 CASES = ("mnist_cnn", "mobilenet_v2", "minilm_l3")
 FORMATS = ("int8", "int4", "uint4", "log2", "binary")
@@ -63,7 +62,12 @@ def measure(case: zoo.Case, seconds: float, folder: Path) -> list[tuple[str, ...
         outputs = case.run(path)
         loss = 100 * (float_score - case.score(outputs))
         size = path.stat().st_size / float_size
-        rows[str(path)] = (*name, f"{100 * size:.1f} %", f"{loss:.1f}", f"{sqnr(reference, outputs):.1f}")
+        rows[str(path)] = (
+            *name,
+            f"{100 * size:.1f} %",
+            f"{loss:.1f}",
+            f"{sqnr(reference, outputs):.1f}",
+        )
         runs[str(path)] = zoo.runner(path)
     feeds = case.evaluation[:INPUTS]
     ms = timing.interleaved(runs, feeds, seconds, time.thread_time)

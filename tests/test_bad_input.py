@@ -364,7 +364,16 @@ def test_integers_are_cast_where_they_fit(dtype: Any) -> None:
         ({"target": "ncnn", "scheme": "asym"}, rustq.UnsupportedError, ["ncnn", "sym"]),
         ({"executor": object()}, TypeError, ["executor"]),
         ({"config": {"method": "mse"}}, TypeError, ["config", "QuantConfig"]),
-        ({"config": rustq.QuantConfig(weights="int4")}, rustq.UnsupportedError, ["int4"]),
+        (
+            {"config": rustq.QuantConfig(weights="log2"), "target": "ncnn", "scheme": "sym"},
+            rustq.UnsupportedError,
+            ["log2", "ncnn"],
+        ),
+        (
+            {"config": rustq.QuantConfig(block_size=0), "target": "ascend"},
+            rustq.UnsupportedError,
+            ["block_size", "onnxruntime"],
+        ),
     ],
 )
 def test_bad_arguments(

@@ -40,7 +40,7 @@ def test_frozen_keyword_only_hashable_replaceable() -> None:
         (
             {"weights": "int3"},
             ValueError,
-            "choose one of int8, float16, float32, int4, binary, log2",
+            "choose one of int8, float16, float32, int4, uint4, log2, binary",
         ),
         ({"percentile": 50}, ValueError, "above 50 and at most 100, got 50"),
         ({"percentile": 100.1}, ValueError, "above 50"),

@@ -28,7 +28,7 @@ pub fn fold(data: &[u8]) {
     self::model(&folded.to_bytes().expect("no larger than 2 GiB"));
     let _ = Graph::new(folded.graph()).check_weights();
     for pairs in [false, true] {
-        let grid = WeightGrid { per_channel: true, pairs };
+        let grid = WeightGrid { pairs, ..WeightGrid::PLAIN };
         let Ok(quantized) = quantize_dynamic(&folded, grid, &HashSet::new()) else { continue };
         self::model(&quantized.model.to_bytes().expect("no larger than 2 GiB"));
     }

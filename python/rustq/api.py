@@ -275,9 +275,7 @@ class Task:
         notes += samples.notes
         task = cls(source, prepared, calibration, runtime, scheme, config, tuple(notes))
         task = replace(task, shapes=samples.shapes)
-        if config.method == "auto" and config.activations == "int16":
-            task = replace(task, config=replace(config, method="minmax"), method="auto")
-        elif config.method == "auto" and runtime.name == "onnxruntime":
+        if config.method == "auto" and runtime.name == "onnxruntime":
             from rustq.trials import chosen
 
             task = chosen(task, excerpt)

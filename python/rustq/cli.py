@@ -163,7 +163,7 @@ def commands(context: click.Context) -> None:
     type=click.Choice(WEIGHTS),
     default="int8",
     show_default=True,
-    help="Number format of weights; those below 8 bits are for onnxruntime, the float ones for ncnn.",
+    help="Number format of weights: below 8 bits for onnxruntime, float ones for ncnn.",
 )
 @click.option(
     "--activations",

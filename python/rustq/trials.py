@@ -14,6 +14,7 @@ nothing to run, and the first candidate is taken.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -79,12 +80,16 @@ CANDIDATES = tuple(
     for equalize in (False, True)
 )
 
+WIDE = (Candidate("minmax"),)
+"""For int16 activations, whose steps are so small that there is nothing to gain by clipping."""
+
 
 def chosen(task: Task, excerpt: Excerpt) -> Task:
     """The task with the best of the candidates that its configuration leaves open."""
     assert task.calibration is not None
     asked, seen = task.config.equalize, task.calibration.samples
-    candidates = [each for each in CANDIDATES if asked in (None, each.equalize)]
+    ways = WIDE if task.config.activations == "int16" else CANDIDATES
+    candidates = [each for each in ways if asked in (None, each.equalize)]
     count = min(max(seen // EACH, LEAST), MOST)
     feeds = excerpt.feeds(session(task.model.to_bytes()), task.config, seen, count)
     try:
@@ -103,7 +108,7 @@ def chosen(task: Task, excerpt: Excerpt) -> Task:
             least, best = error, candidate
     task = replace(task, config=best.config(task.config), method=task.config.method)
     notes = [
-        f"ranges: {best.label}, the best of {len(candidates)} ways by the outputs on"
+        f"ranges: {best.label}, {_best_of(candidates)} by the outputs on"
         f" {len(reference.feeds)} samples (SQNR {text.decibels(decibels(least))})"
     ]
     if task.config.bias_correction is None:
@@ -113,6 +118,10 @@ def chosen(task: Task, excerpt: Excerpt) -> Task:
             task = corrected
             notes.append(f"bias correction: brings that to {text.decibels(decibels(error))}; kept")
     return replace(task, notes=(*task.notes, *notes))
+
+
+def _best_of(candidates: Sequence[Candidate]) -> str:
+    return f"the best of {len(candidates)} ways" if len(candidates) > 1 else "judged"
 
 
 def _corrected(task: Task, excerpt: Excerpt) -> Task:

@@ -22,7 +22,9 @@ def make(job: Job) -> Outcome:
     if config.activations == "int16" or (config.codes and config.quant_format == "qdq"):
         model, reason = at_least(model, OPSET)
         if reason:
-            raise UnsupportedError(f"4-bit types and int16 activations need opset {OPSET}: {reason}")
+            raise UnsupportedError(
+                f"4-bit types and int16 activations need opset {OPSET}: {reason}"
+            )
         model = model if model is job.model else folded(model)._core
     if config.activations == "float32" or (config.codes and job.calibration is None):
         return Outcome(

@@ -184,7 +184,7 @@ pub(crate) fn with_contrib(model: Model) -> Result<Model> {
     let known = proto.opset_import.iter().any(|set| set.domain() == write::CONTRIB);
     if !known && proto.graph.as_ref().is_some_and(used) {
         let (domain, version) = (Some(write::CONTRIB.to_owned()), Some(1));
-        proto.opset_import.push(OperatorSetIdProto { domain, version, ..Default::default() });
+        proto.opset_import.push(OperatorSetIdProto { domain, version });
     }
     Model::from_proto(proto)
 }
