@@ -266,6 +266,8 @@ class Task:
 
         if config.activations == "float32":
             few = list(islice(data, SPREAD)) if isinstance(data, Iterator) else data
+            if config.bias_correction is None:
+                config = replace(config, bias_correction=True)
             inputs = (
                 layer_inputs(prepared, Excerpt(few), config, SPREAD) if config.corrects else None
             )
