@@ -18,7 +18,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/maturin
 WITH_PYTHON := PYO3_PYTHON="$(abspath $(PY))"
 
-.PHONY: help demo develop test test-rust test-python test-tensorrt test-pnnx check format lint lint-rust lint-python docs bench bench-fold bench-peers bench-large bench-targets zoo ncnn \
+.PHONY: help demo develop test test-rust test-python test-tensorrt test-pnnx test-frameworks check format lint lint-rust lint-python docs bench bench-fold bench-peers bench-large bench-targets zoo ncnn \
 	exhaustive test-aarch64 sanitize fuzz audit \
 	release wheel sdist clean
 
@@ -47,6 +47,13 @@ test-tensorrt: $(INSTALLED) $(TOOLS) ## have NVIDIA's parser and builder check w
 test-pnnx: $(INSTALLED) $(TOOLS) ## compare with pnnx, ncnn's own converter (85 MB)
 	$(PY) -m pip install --quiet --no-deps -r requirements-pnnx.txt
 	$(PY) -m pytest tests/test_ncnn_pnnx.py
+
+# In an environment of their own: what TensorFlow wants of NumPy need not be what the other tests do.
+FRAMEWORKS := .venv-frameworks
+test-frameworks: $(INSTALLED) ## train small networks in PyTorch and Keras, and quantize them (2 GB)
+	test -x $(FRAMEWORKS)/bin/python || $(PY) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/python -m pip install --quiet -r requirements-frameworks.txt
+	PYTHONPATH=python $(FRAMEWORKS)/bin/python -m pytest -p no:doctest tests/frameworks
 
 # Coverage, and AddressSanitizer, as cargo-fuzz sets them; it would need a nightly toolchain.
 FUZZ_FLAGS := --cfg fuzzing -Zsanitizer=address -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -151,7 +158,7 @@ sdist: $(BUILDER) ## build the source distribution in dist/
 	$(MATURIN) sdist --out dist
 
 clean: ## remove everything that was built or installed
-	rm -rf $(VENV) target fuzz/target dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(FRAMEWORKS) target fuzz/target dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -f python/rustq/_rustq*.so python/rustq/_rustq*.pyd
 	find python tests benches scripts -name __pycache__ -prune -exec rm -rf {} +
 

@@ -33,31 +33,44 @@ if TYPE_CHECKING:
 __all__ = ["as_model", "calibrate", "fold", "load", "quantize", "unsupported"]
 
 
-def load(model: Any) -> Model:
+def load(model: Any, *, example_inputs: Any = None) -> Model:
     """Opens a model.
 
     Args:
-        model: a path (opened over mmap), bytes, an `onnx.ModelProto`, or a `Model`.
+        model: a path (opened over mmap), bytes, an `onnx.ModelProto`, or a `Model`; also a
+            `torch.nn.Module`, a Keras model or its `.keras` or `.h5` file, and the folder of a
+            TensorFlow SavedModel, which are exported to ONNX by their own tools.
+        example_inputs: for a `torch.nn.Module`: what it is called with, one batch: a tensor, a
+            tuple in the order of its parameters, or a dict by their names.
 
     Raises:
         OSError: the file cannot be read.
-        ModelError: it is not an ONNX model, or data of a tensor is not where it says.
+        ModelError: it is not an ONNX model, or data of a tensor is not where it says; or its
+            framework cannot export it.
+        DataError: a `torch.nn.Module` without an example of its inputs.
+        UnsupportedError: a package that exports it is not installed.
 
     Warns:
         UserWarning: the file has fields that are not in the ONNX schema; they are not kept.
     """
-    return model if isinstance(model, Model) else Model(_known(core_of(model)))
+    if isinstance(model, Model):
+        return model
+    return Model(_known(core_of(_exported(model, _one(example_inputs))[0])))
 
 
 as_model = load
 
 
-def fold(model: Any) -> FoldedModel:
+def fold(model: Any, *, example_inputs: Any = None) -> FoldedModel:
     """Simplifies a model without changing what it computes.
 
     BatchNormalization and chains of constant Mul, Div, Add and Sub disappear into the weights of
     Conv, ConvTranspose, Gemm and MatMul, also past pooling, concatenation and the like; what can be
     computed beforehand is; no-ops go away. Inputs, outputs, metadata and operator sets stay.
+
+    Args:
+        model: see `load`.
+        example_inputs: see `load`.
 
     Returns:
         The new model. Its `folding` lists the nodes that are gone, and those that were looked
@@ -67,7 +80,19 @@ def fold(model: Any) -> FoldedModel:
         OSError: the file cannot be read.
         ModelError: it is not an ONNX model.
     """
-    return folded(_known(core_of(model)))
+    return folded(_known(core_of(_exported(model, _one(example_inputs))[0])))
+
+
+def _exported(model: Any, data: Any) -> tuple[Any, Any]:
+    """What is of another framework as ONNX; and the data, which still begin where they did."""
+    from rustq.frameworks import exported
+
+    return exported(model, data)
+
+
+def _one(sample: Any) -> list[Any] | None:
+    """A sample as data."""
+    return None if sample is None else [sample]
 
 
 def _known(core: _rustq.Model) -> _rustq.Model:
@@ -118,6 +143,7 @@ def calibrate(
             from is of another model or of other data.
         WorkerError: a worker of the executor died; `resume` has what the others counted.
     """
+    model, data = _exported(model, data)
     prepared, _ = _prepare(core_of(model))
     return _observed(prepared, data, _config(config), progress, executor, resume)[0]
 
@@ -144,7 +170,9 @@ def quantize(
         model: see `load`.
         data: `None`; a `Calibration`; an iterable of feeds (a dict by input name, an array for a
             model with one input, a tuple or list in input order); an `.npz` or `.npy` file; a
-            folder of them, or of images.
+            folder of them, or of images; a torch `DataLoader` or `Dataset`, a `tf.data.Dataset` or
+            a Hugging Face data set, whose labels are left out. A `torch.nn.Module` is exported
+            with the first sample.
         scheme: `"asym"`: activations are uint8, scale = (max - min) / 255, with a zero point;
             `"sym"`: int8, scale = absmax / 127, zero point 0. `None` is the target's default:
             `"sym"` for TensorRT and ncnn, which have no other, `"asym"` for the others.
@@ -248,6 +276,7 @@ class Task:
         scheme = runtime.scheme(scheme)
         runtime.check_weights(config.weights)
         _check(config, runtime)
+        model, data = _exported(model, data)
         source = core_of(model)
         prepared, notes = _prepare(source)
         if data is None or isinstance(data, Calibration):
@@ -362,6 +391,7 @@ def unsupported(
     """
     config = _config(config)
     runtime = target_named(target)
+    model, data = _exported(model, data)
     prepared, _ = _prepare(core_of(model))
     shapes = {} if data is None else _first_shapes(prepared, data, config)
     return runtime.unsupported(prepared, config, shapes)

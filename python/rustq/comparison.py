@@ -155,8 +155,8 @@ def compare(
     Outputs are compared as they come and not kept, so memory does not grow with the data.
 
     Args:
-        model: the float model: a path, bytes, an `onnx.ModelProto` or a `rustq.Model`.
-        quantized: the quantized model: any of these, or a `rustq.QuantizedModel`.
+        model: the float model, in any form that `rustq.load` takes.
+        quantized: the quantized model: a path, bytes, an `onnx.ModelProto` or a `rustq.Model`.
         data: the data, in any form that `rustq.quantize` takes.
         config: `images` says how image files are read, `threads` (1 if `None`) and `providers` how
             both models are run.
@@ -168,9 +168,11 @@ def compare(
         OSError: a file cannot be opened.
     """
     from rustq.data import feeds  # not needed until there is data
+    from rustq.frameworks import exported
 
     config = config or QuantConfig()
     threads = config.threads or 1
+    model, data = exported(model, data)
     sources = [_source(model), _source(quantized)]
     runtime = quantized._target if isinstance(quantized, QuantizedModel) else TARGETS["onnxruntime"]
     sessions = [

@@ -5,7 +5,8 @@ Accepted, as `data` everywhere in rustq:
 - an iterable of samples: `{input name: array}`, a tuple or list in input order, or a bare array for
   a model with one input. Arrays are numpy's, or tensors of torch, TensorFlow or JAX (no framework
   is imported), or nested lists. A sample may also be the path of a file as below. A data set that
-  has a length and can be indexed, but not iterated, will do as well;
+  has a length and can be indexed, but not iterated, will do as well, and so do those of torch,
+  TensorFlow and Hugging Face, which may hold labels (`rustq.frameworks.data`);
 - one array, or one mapping of arrays: a whole data set, or one feed;
 - a `.npy` file (models with one input), or an `.npz` file whose keys are the input names (or
   numpy's own `arr_0`, `arr_1`, … in input order);
@@ -30,6 +31,7 @@ import numpy as np
 from rustq.arrays import ARRAY_SUFFIXES, ArrayRows, Rows, open_arrays
 from rustq.cuts import Plan, plan
 from rustq.errors import DataError
+from rustq.frameworks.data import fitted, is_data_set
 from rustq.images import IMAGE_SUFFIXES, ImageOptions, ImageReader
 from rustq.samples import Array, Feed, InputInfo, by_name, check_names, conform, inputs_of
 
@@ -140,6 +142,8 @@ def feeds(data: Any, inputs: Sequence[InputInfo], images: ImageOptions | None = 
         return _from_path(Path(data), inputs, images)
     if isinstance(data, Mapping) or _is_array(data):
         return _from_arrays(by_name(data, inputs, "the data"), inputs)
+    if is_data_set(data):
+        data = fitted(data, [info.name for info in inputs])
     if is_indexed(data):
         data = _Indexed(data)
     if not isinstance(data, Iterable) or isinstance(data, bytes | bytearray):
