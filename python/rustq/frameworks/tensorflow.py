@@ -33,7 +33,7 @@ def repaired(path: Path) -> bytes:
             continue
         (output,) = node.output
         inner, one = f"{output}_erf", f"{output}_one"
-        graph.initializer.append(numpy_helper.from_array(np.float32(1), one))
+        graph.initializer.append(numpy_helper.from_array(np.ones((), np.float32), one))
         nodes.append(helper.make_node("Erf", node.input, [inner], f"{node.name}_erf"))
         nodes.append(helper.make_node("Sub", [one, inner], [output], node.name))
     del graph.node[:]
