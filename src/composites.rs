@@ -9,7 +9,9 @@
 //!
 //! Products and sums may come in any order. Nothing in between may be read from elsewhere.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
+
+use foldhash::HashSet;
 
 use crate::error::Result;
 use crate::graph::{Graph, NodeExt, NodeId};

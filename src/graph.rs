@@ -2,8 +2,9 @@
 
 mod check;
 
-use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
+
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 
 use crate::composites;
 use crate::model::{Model, is_default_domain};

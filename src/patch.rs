@@ -1,6 +1,8 @@
 //! The one way to edit a model: a [`Patch`] says what changes, [`apply`] changes it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
+
+use foldhash::{HashMap, HashSet, HashSetExt};
 
 use crate::error::Result;
 use crate::graph::{Graph, NodeId, subgraphs};

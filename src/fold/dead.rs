@@ -3,7 +3,7 @@
 //! Every operator of the default domain is a function of its inputs and, at most, a source of random numbers, so a node
 //! without readers can go, and with it what only it read. Operators of other domains may do something besides.
 
-use std::collections::HashSet;
+use foldhash::{HashSet, HashSetExt};
 
 use super::Changes;
 use crate::error::Result;

@@ -7,8 +7,8 @@
 //! Equal constants count as the same input even before they are merged. They are merged last, because the folds rewrite
 //! weights in place where only one node reads them.
 
+use foldhash::{HashMap, HashMapExt};
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 use prost::Message;
 use rayon::prelude::*;

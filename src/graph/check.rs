@@ -1,6 +1,6 @@
 //! What every stage takes for granted of a graph, checked once.
 
-use std::collections::{HashMap, HashSet};
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 
 use super::{Graph, NodeExt};
 use crate::error::{Error, Result};

@@ -84,11 +84,15 @@ fn sync_folder(folder: &Path) {
 fn temporary(path: &Path, pieces: &[Bytes]) -> Result<NamedTempFile> {
     let write = || -> IoResult<NamedTempFile> {
         let mut file = tempfile::Builder::new().prefix(".rustq-").tempfile_in(folder(path))?;
-        let mut written = 0;
+        let (mut started, mut written) = (0, 0);
         for piece in pieces {
             for part in piece.chunks(PART) {
                 file.as_file_mut().write_all(part)?;
-                written = start_writing(file.as_file(), written, part.len());
+                written += part.len();
+                if written - started >= PART {
+                    start_writing(file.as_file(), started, written - started);
+                    started = written;
+                }
             }
             mapped::release(piece);
         }
@@ -99,12 +103,12 @@ fn temporary(path: &Path, pieces: &[Bytes]) -> Result<NamedTempFile> {
     write().map_err(|error| Error::io(path)(numbered(error)))
 }
 
-/// Bytes that are written at a time.
+/// Bytes that are written at a time, and that the disk is told of together.
 const PART: usize = 1 << 24;
 
 /// Has the system begin to write `length` bytes at `start` to the disk while more are produced, so that the sync at the end
-/// finds little left to do; returns where they end.
-fn start_writing(file: &File, start: usize, length: usize) -> usize {
+/// finds little left to do.
+fn start_writing(file: &File, start: usize, length: usize) {
     #[cfg(target_os = "linux")]
     {
         use std::os::fd::AsRawFd;
@@ -119,8 +123,7 @@ fn start_writing(file: &File, start: usize, length: usize) -> usize {
         }
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = file;
-    start + length
+    let _ = (file, start, length);
 }
 
 /// The error with the operating system's number, which is lost where another message was wrapped around it.

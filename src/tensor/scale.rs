@@ -13,6 +13,9 @@ use crate::onnx::TensorProto;
 /// Bytes that one thread takes at a time.
 const BLOCK: usize = 1 << 18;
 
+/// Below this many bytes the caller's thread is done before it could wake another one.
+const ALONE: usize = 1 << 20;
+
 /// A floating-point tensor under a new name, element i multiplied by `factor(i / run)` in float64 and rounded once; `None`
 /// if a result is not finite.
 ///
@@ -42,11 +45,16 @@ pub fn scaled(
     let mut target = Memory::zeroed(source.len());
     let run = run.max(1) * size;
     let runs = (BLOCK / run).max(1);
-    let blocks = target.as_mut().par_chunks_mut(runs * run).zip(source.par_chunks(runs * run));
-    let finite = blocks.enumerate().all(|(block, (target, source))| {
+    let scale_block = |block: usize, source: &[u8], target: &mut [u8]| {
         let pairs = target.chunks_mut(run).zip(source.chunks(run));
         pairs.enumerate().all(|(i, (target, source))| scale(source, target, factor(block * runs + i)))
-    });
+    };
+    let finite = if source.len() < ALONE {
+        scale_block(0, &source, target.as_mut())
+    } else {
+        let blocks = target.as_mut().par_chunks_mut(runs * run).zip(source.par_chunks(runs * run));
+        blocks.enumerate().all(|(block, (target, source))| scale_block(block, source, target))
+    };
     Ok((finite && is_filled(tensor)).then(|| TensorProto {
         dims: tensor.dims.clone(),
         data_type: tensor.data_type,
