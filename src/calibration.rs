@@ -109,6 +109,11 @@ impl Calibration {
         Ok(())
     }
 
+    /// Whether tensors were observed, but no channels of any.
+    pub fn lacks_channels(&self) -> bool {
+        !self.tensors.is_empty() && self.tensors.values().all(|seen| seen.channels.is_none())
+    }
+
     /// Adds what was seen of `tensor`.
     ///
     /// # Errors

@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::calibration::Calibration;
 use crate::correct::{self, Corrections, LayerInputs};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::export;
 use crate::fold::batch_norms_as_convolutions;
 use crate::graph::{Graph, NodeExt, NodeId};
@@ -203,6 +203,11 @@ struct Choice<'m> {
 
 fn choose<'m>(graph: &Graph<'m>, calibration: &Calibration, options: &Options) -> Result<Choice<'m>> {
     let sites = Sites::find(graph);
+    if options.equalize && calibration.lacks_channels() {
+        return Err(Error::Data(
+            "this calibration did not observe channels one by one, which equalization needs: calibrate with equalize=True or method=\"auto\"".to_owned(),
+        ));
+    }
     let suggested = scales::suggested(&sites, calibration, options.method, options.scheme);
     let static_shapes = graph.has_static_inputs();
     // Factors of channels, and the parameters that go with them, if these sites run on integers.

@@ -207,6 +207,20 @@ def test_other_targets_and_methods() -> None:
         rustq.QuantConfig(equalize="yes")  # type: ignore[arg-type]
 
 
+def test_channels_are_counted_where_they_may_be_asked_for() -> None:
+    model, data = chain(), feeds(1, 8, 12, 12)
+    plain = rustq.calibrate(model, data, config=rustq.QuantConfig(method="minmax"))
+    full = rustq.calibrate(model, data)
+    for config in ({"method": "mse", "equalize": True}, {"method": "auto"}):
+        again = rustq.calibrate(model, data, config=rustq.QuantConfig(**config))
+        assert again == full != plain
+    assert all(plain.range(name) == full.range(name) for name in full.tensors)
+    config = rustq.QuantConfig(method="mse", equalize=True)
+    with pytest.raises(rustq.DataError, match="did not observe channels one by one"):
+        rustq.quantize(model, plain, config=config)
+    assert rustq.quantize(model, full, config=config).to_bytes()
+
+
 def test_the_best_way_is_kept_and_named() -> None:
     model, samples = float_maker(), feeds(64, 256)
     config = rustq.QuantConfig(threads=1, noise_price=0)

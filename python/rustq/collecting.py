@@ -11,7 +11,7 @@ from rustq import _rustq
 from rustq.config import QuantConfig
 from rustq.data import Feeds, feeds
 from rustq.progress import Progress
-from rustq.runner import Observation, inputs_of_model, ways
+from rustq.runner import Observation, channels_to_observe, inputs_of_model, ways
 from rustq.tally import Interrupts, Tally
 
 __all__ = ["collect"]
@@ -35,7 +35,8 @@ def collect(
     samples = feeds(data, inputs_of_model(model), config.images)
     tally = Tally(model, samples.length, resume)
     if executor is None:
-        observation = Observation(model, config, ways(samples.length), model.channels_to_observe())
+        channels = channels_to_observe(model, config)
+        observation = Observation(model, config, ways(samples.length), channels)
         _here(observation, samples, tally, report)
     else:
         from rustq.shards import collect_on

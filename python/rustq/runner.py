@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rustq.config import QuantConfig
     from rustq.samples import Feed
 
-__all__ = ["Observation", "Run", "inputs_of_model", "session", "ways"]
+__all__ = ["Observation", "Run", "channels_to_observe", "inputs_of_model", "session", "ways"]
 
 CPU = "CPUExecutionProvider"
 
@@ -283,6 +283,13 @@ def ways(samples: int | None) -> Sequence[str]:
     """Those that pay for so many samples: to optimize a graph first, and run it in a second
     session, takes about as long as `FEW` of them gain."""
     return Observation.WAYS[samples is not None and samples < FEW :]
+
+
+def channels_to_observe(model: _rustq.Model, config: QuantConfig) -> Mapping[str, int]:
+    """Whose channels are counted one by one, along which axis: none where nobody will ask, since it
+    costs a copy of many values."""
+    may_equalize = config.method == "auto" if config.equalize is None else config.equalize
+    return model.channels_to_observe() if may_equalize else {}
 
 
 def _possible(

@@ -28,7 +28,7 @@ from rustq.config import QuantConfig
 from rustq.data import Feeds, Item, feeds, is_indexed
 from rustq.errors import RustqError, WorkerError
 from rustq.progress import Progress
-from rustq.runner import Observation, ways
+from rustq.runner import Observation, channels_to_observe, ways
 from rustq.tally import Tally
 
 __all__ = ["collect_on"]
@@ -251,7 +251,8 @@ def work(job: Job, shard: Shard) -> Answer:
             model = _model(job)
             if model is None:
                 return Answer(needs_model=True)
-            observation = Observation(model, job.config, job.ways, model.channels_to_observe())
+            channels = channels_to_observe(model, job.config)
+            observation = Observation(model, job.config, job.ways, channels)
         items = islice(_items(job, shard, observation), shard.stop - shard.start)
         for number, item in enumerate(items, start=shard.start):
             for feed in item:
