@@ -54,13 +54,12 @@ def share(report: rustq.Report) -> float:
 
 def rows(case: zoo.Case, folder: Path) -> Iterator[tuple[str, ...]]:
     """The lines of the table for one case."""
-    calibration = rustq.calibrate(case.model, case.calibration[:SAMPLES])
     reference = case.run()
     score = case.score(reference)
     yield case.name, "float", f"{score:.4f}", "", "", "", ""
     for target in ("tensorrt", "ascend"):
         print(f"{case.name}: {target}", file=sys.stderr, flush=True)
-        result = rustq.quantize(case.model, calibration, target=target)
+        result = rustq.quantize(case.model, case.calibration[:SAMPLES], target=target)
         path, beside = result.save(folder / f"{case.name}.{target}.onnx")[:2]
         built = ""
         if target == "ascend":

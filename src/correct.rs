@@ -3,15 +3,18 @@
 //! * [`inputs`]: means and second moments of what each layer multiplies, gathered while the float model runs.
 //! * [`rounding`]: integers that keep the layer's results, not its weights.
 //! * [`layer`]: both, for one layer.
+//! * [`float`]: for other runtimes, both in the float model that their files are made from.
 //!
 //! The bias then takes up the mean of the error that is left: with y = W x + b and the rounded weights Ŵ it becomes
 //! b − (Ŵ − W) E\[x\] (Nagel et al. 2019, section 4.2, with means of real inputs in place of BatchNormalization's).
 
+mod float;
 pub mod inputs;
 pub(crate) mod layer;
 mod rounding;
 mod windows;
 
+pub(crate) use float::in_float;
 pub use inputs::LayerInputs;
 use layer::Effect;
 

@@ -10,18 +10,80 @@ mod layers;
 pub mod ncnn;
 pub mod tensorrt;
 
-use crate::graph::Graph;
+use std::collections::{HashMap, HashSet};
+
+use crate::calibration::Calibration;
+use crate::correct::{self, Corrections, LayerInputs};
+use crate::error::Result;
+use crate::graph::{Graph, NodeId};
+use crate::model::Model;
+use crate::qparams::Scheme;
+use crate::quantize::balance::{self, Balance};
+use crate::quantize::weights::QuantizedWeights;
 use crate::ranges::Method;
 
-/// How to quantize for a runtime whose layers are decided by rules.
+/// How to quantize.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct Options<'i> {
     /// How the range of an activation is chosen.
     pub method: Method,
     /// A weight scale for each output channel where the runtime takes it, or one for the tensor.
     pub per_channel: bool,
+    /// How much time a less noisy result is worth: a layer stays float where its noise, times this, is more than the share
+    /// of the float model's time that int8 saves.
+    pub noise_price: f64,
     /// Nodes that stay float, by [label](crate::graph::NodeExt::label).
-    pub exclude: std::collections::HashSet<String>,
+    pub exclude: HashSet<String>,
+    /// What is changed in the float model beforehand.
+    pub changes: Changes<'i>,
+}
+
+/// What is changed in the float model, for the sake of its integers.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Changes<'i> {
+    /// Whether channels of very different size are brought to [one scale](crate::quantize).
+    pub equalize: bool,
+    /// What the layers multiply, on a few samples.
+    pub inputs: Option<&'i LayerInputs>,
+    /// What is corrected by that.
+    pub corrections: Corrections,
+}
+
+impl Changes<'_> {
+    /// The model with channels on one scale, if that is asked for, and the factors of the channels.
+    fn equalized<'m>(
+        &self,
+        (model, graph): (&Model, &Graph<'m>),
+        calibration: &Calibration,
+        scheme: Scheme,
+    ) -> Result<(Model, Balance<'m>)> {
+        if !self.equalize {
+            return Ok((model.clone(), Balance::new()));
+        }
+        let balance = balance::in_float(graph, calibration, scheme, self.inputs);
+        Ok((balance::divided(model, graph, &balance)?, balance))
+    }
+
+    /// The equalized model corrected for the integers that its weights become, and notes.
+    fn corrected(
+        &self,
+        model: &Model,
+        balance: &Balance,
+        weights: impl Fn(&Graph) -> Result<HashMap<NodeId, QuantizedWeights>>,
+    ) -> Result<(Model, Vec<String>)> {
+        let equalized = (!balance.is_empty())
+            .then(|| format!("channels of {} activations are brought to one scale", balance.len()));
+        let mut notes: Vec<String> = equalized.into_iter().collect();
+        let Some(inputs) = self.inputs.filter(|_| self.corrections != Corrections::default()) else {
+            return Ok((model.clone(), notes));
+        };
+        let graph = Graph::new(model.graph());
+        let layers = weights(&graph)?;
+        let (corrected, effects) =
+            correct::in_float((model, &graph), &layers, balance, (inputs, self.corrections))?;
+        notes.extend(correct::note(effects.into_iter()));
+        Ok((corrected, notes))
+    }
 }
 
 /// The values that these runtimes would have to know the ranges of.

@@ -7,7 +7,7 @@
 //! 5. [`emit`]: the QuantizeLinear/DequantizeLinear pairs.
 //! 6. [`report`]: what became of each operator, and why.
 
-mod balance;
+pub(crate) mod balance;
 mod cost;
 mod dynamic;
 mod embedding;
@@ -40,7 +40,7 @@ use balance::Balance;
 pub use dynamic::quantize_dynamic;
 pub(crate) use low_bit::encode::Encoded;
 use names::Names;
-pub(crate) use noise::{decibels, of_products as noise_of_products, sqnr_db};
+pub(crate) use noise::{decibels, of_products as noise_of_products};
 use placement::Placement;
 use report::Decisions;
 pub use report::{LayerRecord, TensorRecord};

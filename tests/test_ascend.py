@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ from rustq.cli import commands
 
 
 def exported(model: Any, tmp_path: Path, feeds: Any = None, **more: Any) -> tuple[Any, Any, Any]:
-    """The float model, its record, and the result, by way of files."""
-    result = rustq.quantize(model, feeds or random_feeds(model), target="ascend", **more)
+    """The float model, its record, and the result, by way of files: every layer in int8, and
+    nothing tried on samples."""
+    config = replace(more.pop("config", QuantConfig()), noise_price=0.0)
+    given = isinstance(feeds, rustq.Calibration)
+    seen = feeds if given else rustq.calibrate(model, feeds or random_feeds(model))
+    result = rustq.quantize(model, seen, target="ascend", config=config, **more)
     files = result.save(tmp_path / "net.onnx")
     assert [file.name for file in files][:2] == ["net.onnx", "net.record.txt"]
     return onnx.load(files[0]), read_record(files[1].read_text("utf-8")), result

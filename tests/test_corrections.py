@@ -149,8 +149,40 @@ def test_a_calibration_alone_is_not_enough(option: dict[str, Any]) -> None:
             quantized(model, data, **option)
 
 
-def test_not_for_every_target_yet() -> None:
-    model, feeds = product()
-    config = rustq.QuantConfig(bias_correction=True)
-    with pytest.raises(rustq.UnsupportedError, match="tensorrt"):
-        rustq.quantize(model, feeds, target="tensorrt", config=config)
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        (name, target)
+        for name in ("gemm", "pointwise", "dense")
+        for target in ("tensorrt", "ncnn", "ascend")
+        if (name, target) != ("gemm", "ncnn")  # which takes one row at a time
+    ],
+)
+def test_other_targets_correct_the_float_model(name: str, target: str) -> None:
+    """What they compute, with inputs as fine as int8 lets them be."""
+    model, feeds = LAYERS[name]()
+    config = {"method": "minmax", "noise_price": 0.0, "threads": 1}
+
+    def error(**more: Any) -> float:
+        task = Task.of(model, feeds, target=target, config=rustq.QuantConfig(**config, **more))
+        float_model, made = map(session, (task.as_run, task.outcome().computed))
+        off = [made.run(None, feed)[0] - float_model.run(None, feed)[0] for feed in feeds]
+        return float(np.mean(np.square(off)))
+
+    plain, both = error(), error(rounding="learned", bias_correction=True)
+    assert 0 < both < 0.9 * plain
+    assert error(bias_correction=True) < plain
+
+
+def test_learned_weights_lie_on_the_grid_that_is_found_by_them() -> None:
+    model, feeds = LAYERS["dense"]()
+    config = rustq.QuantConfig(rounding="learned", method="minmax", noise_price=0.0)
+    task = Task.of(model, feeds, target="ascend", config=config)
+    values = {t.name: numpy_helper.to_array(t) for t in proto(task.outcome()).graph.initializer}
+    exact = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    name = next(name for name, w in exact.items() if w.ndim == 4)
+    step = np.abs(exact[name]).max(axis=(1, 2, 3), keepdims=True) / 127
+    found, wanted = values[name] / step, exact[name] / step
+    assert np.abs(found - np.rint(found)).max() < 1e-4
+    assert np.abs(found).max(axis=(1, 2, 3)) == pytest.approx(127, abs=1e-4)
+    assert not np.array_equal(np.rint(found), np.rint(wanted))

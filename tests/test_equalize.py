@@ -11,7 +11,6 @@ import rustq
 from builders import Array, Feed, Net, run, sqnr
 from onnx import numpy_helper
 from rustq.api import Task
-from rustq.errors import UnsupportedError
 
 LOUD = np.geomspace(1, 100, 16)
 """How large the channels of the values in the middle are."""
@@ -113,17 +112,24 @@ def shape_of(model: onnx.ModelProto) -> tuple[int, ...]:
     return tuple(dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim)
 
 
-def quantized(model: onnx.ModelProto, scheme: str = "asym", **config: Any) -> Any:
+def quantized(
+    model: onnx.ModelProto,
+    scheme: str | None = "asym",
+    *,
+    target: str = "onnxruntime",
+    **config: Any,
+) -> Any:
     """All in int8, however small."""
     settings = rustq.QuantConfig(threads=1, bias_correction=False, **config)
-    task = Task.of(model, feeds(*shape_of(model)), scheme=scheme, config=settings)
+    scheme = scheme if target == "onnxruntime" else None
+    task = Task.of(model, feeds(*shape_of(model)), scheme=scheme, target=target, config=settings)
     return task.outcome(everything=True)
 
 
 def quality(model: onnx.ModelProto, outcome: Any, *, optimize: bool) -> float:
     samples = feeds(*shape_of(model), seed=2)
     values = [
-        (run(model, feed)[0], run(outcome.model, feed, optimize=optimize)[0]) for feed in samples
+        (run(model, feed)[0], run(outcome.computed, feed, optimize=optimize)[0]) for feed in samples
     ]
     expected, found = (np.stack(each) for each in zip(*values, strict=True))
     return sqnr(expected, found)
@@ -195,14 +201,60 @@ def test_a_value_that_something_else_reads_keeps_its_meaning() -> None:
         assert sqnr(expected, found) > 25
 
 
-def test_other_targets_and_methods() -> None:
-    with pytest.raises(UnsupportedError, match="equalize=True is not available for tensorrt"):
-        rustq.quantize(
-            chain(),
-            feeds(1, 8, 12, 12),
-            target="tensorrt",
-            config=rustq.QuantConfig(equalize=True),
+IN_FLOAT = [name for name in MODELS if name not in ("read in float", "made in float")]
+"""Where the factors can be taken up by weights alone."""
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "ncnn", "ascend"])
+@pytest.mark.parametrize("name", IN_FLOAT)
+def test_other_targets_read_an_even_float_model(name: str, target: str) -> None:
+    """What they compute, as pairs: on inputs that calibration did not see."""
+    model = MODELS[name]()
+    plain, even = (
+        quantized(model, target=target, equalize=equalize, method="minmax")
+        for equalize in (False, True)
+    )
+    assert any("brought to one scale" in note for note in even.notes)
+    before = quality(model, plain, optimize=False)
+    assert quality(model, even, optimize=False) > before + 2
+    if target == "ascend":  # its file is the float model, which computes what it did
+        samples = feeds(*shape_of(model), seed=2)
+        for feed in samples:
+            assert sqnr(run(model, feed)[0], run(even.model, feed)[0]) > 60
+
+
+@pytest.mark.parametrize("name", ["read in float", "made in float"])
+def test_other_targets_leave_alone_what_they_cannot_divide(name: str) -> None:
+    model = MODELS[name]()
+    plain, even = (
+        quantized(model, target="ascend", equalize=equalize, method="minmax")
+        for equalize in (False, True)
+    )
+    assert even.computed.to_bytes() == plain.computed.to_bytes()
+
+
+def test_tables_and_caches_are_for_the_model_as_it_was() -> None:
+    model = chain()
+    for target, suffix in (("ncnn", ".table"), ("tensorrt", ".cache")):
+        plain, even = (
+            quantized(model, target=target, equalize=equalize, method="minmax")
+            for equalize in (False, True)
         )
+        assert even.files[suffix] == plain.files[suffix]
+        assert even.computed.to_bytes() != plain.computed.to_bytes()
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "ncnn", "ascend"])
+def test_other_targets_try_ways_too(target: str) -> None:
+    model = separable()
+    config = rustq.QuantConfig(threads=1, noise_price=0)
+    result = rustq.quantize(model, feeds(1, 8, 12, 12), target=target, config=config)
+    notes = [note for note in result.report.notes if note.startswith("ranges:")]
+    assert len(notes) == 1
+    assert "channels equalized, corrected, the best of 5 ways" in notes[0]
+
+
+def test_a_choice_is_a_bool() -> None:
     with pytest.raises(TypeError, match="equalize must be"):
         rustq.QuantConfig(equalize="yes")  # type: ignore[arg-type]
 

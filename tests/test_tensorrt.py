@@ -24,7 +24,7 @@ from rustq.targets.tensorrt import lint
 
 
 def quantized(model: Any, feeds: Any = None, **knobs: Any) -> onnx.ModelProto:
-    data = feeds or random_feeds(model)
+    data = rustq.calibrate(model, feeds or random_feeds(model))  # nothing tried on samples
     knobs = {"noise_price": 0, **knobs}
     made = rustq.quantize(model, data, target="tensorrt", config=QuantConfig(**knobs)).to_onnx()
     onnx.checker.check_model(made, full_check=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, Self, TypedDict, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,19 @@ _Reals = tuple[str, NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint1
 _Params = tuple[NDArray[np.float32], NDArray[np.int32], tuple[int, int], tuple[int, int, int]]
 _Value = tuple[str, int, list[int | str | None] | None]
 _Outcome = tuple[Model, list[dict[str, Any]], list[str]]
+
+class _Choices(TypedDict):
+    """What every runtime but ONNX Runtime can be asked for."""
+
+    method: str
+    percentile: float
+    per_channel: bool
+    noise_price: float
+    exclude: list[str]
+    equalize: bool
+    rounding: str
+    bias_correction: bool
+    inputs: LayerInputs | None
 
 @final
 class Model:
@@ -178,41 +191,18 @@ def quantize_weights(
     bias_correction: bool = False,
 ) -> _Outcome: ...
 def quantize_tensorrt(
-    model: Model,
-    calibration: Calibration,
-    *,
-    method: str,
-    percentile: float,
-    per_channel: bool,
-    exclude: list[str],
-    half: bool,
-    version: str,
-    noise_price: float,
+    model: Model, calibration: Calibration, choices: _Choices, *, half: bool, version: str
 ) -> tuple[_Outcome, str]: ...
 def lint_tensorrt(model: Model) -> list[str]: ...
 def quantize_ascend(
-    model: Model,
-    calibration: Calibration,
-    *,
-    scheme: str,
-    method: str,
-    percentile: float,
-    per_channel: bool,
-    exclude: list[str],
+    model: Model, calibration: Calibration, choices: _Choices, *, scheme: str
 ) -> tuple[_Outcome, str, Model]: ...
 def quantize_dynamic(
     model: Model, *, per_channel: bool, avoid_saturation: bool, exclude: list[str]
 ) -> _Outcome: ...
 def ncnn_export(
-    model: Model,
-    calibration: Calibration | None,
-    *,
-    weights: str,
-    method: str,
-    percentile: float,
-    noise_price: float,
-    exclude: list[str],
-) -> tuple[str, bytes, str | None, list[dict[str, Any]], Model]: ...
+    model: Model, calibration: Calibration | None, choices: _Choices, *, weights: str
+) -> tuple[str, bytes, str | None, list[dict[str, Any]], list[str], Model]: ...
 def ncnn_unsupported(model: Model) -> list[tuple[str, str, str, str]]: ...
 def ncnn_read(
     param: str, bin: bytes | None

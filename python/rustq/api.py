@@ -306,11 +306,11 @@ class Task:
         notes += samples.notes
         task = cls(source, prepared, calibration, runtime, scheme, config, tuple(notes))
         task = replace(task, shapes=samples.shapes)
-        if config.method == "auto" and runtime.name == "onnxruntime":
+        if config.method == "auto":
             from rustq.trials import chosen
 
-            task = chosen(task, excerpt)
-        if config.corrects:
+            return chosen(task, excerpt)
+        if config.corrects or config.equalize:
             inputs = layer_inputs(prepared, excerpt, config, calibration.samples)
             task = replace(task, inputs=inputs)
         return task
@@ -416,12 +416,6 @@ def _config(config: QuantConfig | None) -> QuantConfig:
 
 
 def _check(config: QuantConfig, runtime: Target) -> None:
-    if config.equalize and runtime.name != "onnxruntime":
-        raise UnsupportedError(f"equalize=True is not available for {runtime.name} yet")
-    if config.corrects and runtime.name != "onnxruntime":
-        raise UnsupportedError(
-            f"rounding='learned' and bias_correction=True are not available for {runtime.name} yet"
-        )
     for other in TARGETS.values():
         for knob in other.knobs:
             if knob not in runtime.knobs and getattr(config, knob) != getattr(QuantConfig(), knob):

@@ -76,15 +76,17 @@ class QuantConfig:
         noise_price: what accuracy is worth in time, at least 0: a relative noise of 1 in one place
             costs as much as this many times the float model's time. Larger leaves more layers in
             float; 0 asks for speed alone. `None` is 3 for `scheme="asym"` and 6 for `"sym"`, and
-            3 for TensorRT, 5 for ncnn. Ascend takes every layer.
+            3 for TensorRT and Ascend, 5 for ncnn.
         rounding: how weights become integers: `"nearest"`, or `"learned"`: so that the results of
             the layer change least on inputs from the data. Costs a pass over up to 16 of the
-            samples and, for wide layers, some seconds.
+            samples and, for wide layers, some seconds. `None` is `"nearest"` for ONNX Runtime; for
+            the others, with `method="auto"`, `"learned"` if the outputs on some of the samples then
+            are closer to the float model's.
         bias_correction: let the biases take up the mean error that rounding the weights puts into
             the results of a layer, on inputs from up to 16 of the samples. `None` does so with
             `activations="float32"`, and with `method="auto"` if the outputs on some of the samples
             then are closer to the float model's.
-        equalize: ONNX Runtime only: bring channels of very different size to one scale, and make up
+        equalize: bring channels of very different size to one scale, and make up
             for it in the weights around them (cross-layer equalization; for transformers known as
             SmoothQuant), where that leaves less noise. `None` does so with `method="auto"` if the
             outputs on some of the samples then are closer to the float model's.
@@ -129,7 +131,7 @@ class QuantConfig:
     block_size: int | None = None
     quant_format: str = "auto"
     noise_price: float | None = None
-    rounding: str = "nearest"
+    rounding: str | None = None
     bias_correction: bool | None = None
     equalize: bool | None = None
     high_precision: str = "fp32"
@@ -153,7 +155,8 @@ class QuantConfig:
         _choice("high_precision", self.high_precision, PRECISIONS)
         if not isinstance(self.tensorrt_version, str):
             raise TypeError(f"tensorrt_version must be a string, got {self.tensorrt_version!r}")
-        _choice("rounding", self.rounding, ROUNDINGS)
+        if self.rounding is not None:
+            _choice("rounding", self.rounding, ROUNDINGS)
         if isinstance(self.percentile, bool) or not isinstance(self.percentile, int | float):
             raise TypeError(f"percentile must be a number, got {self.percentile!r}")
         if not 50 < self.percentile <= 100:

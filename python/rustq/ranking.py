@@ -190,7 +190,7 @@ def sensitivity(
 def ranked(task: Task, quantized: QuantizedModel, reference: Reference) -> Sensitivity:
     """The int8 layers of a quantized model, ranked the fast way."""
     total = reference.error(quantized._core)
-    named = task.outcome(named=True).model
+    named = task.outcome(named=True).computed
     shares = attribution.shares(
         task.as_run, named, quantized.report.layers, reference.feeds, task.sessions
     )
@@ -279,7 +279,7 @@ def _each(
 
 def _alone(task: Task, name: str, reference: Reference, metric: Metric | None) -> Measurement:
     others = [each for each, _ in task.model.nodes if each != name]
-    model = task.outcome(others, everything=True).model
+    model = task.outcome(others, everything=True).computed
     score = None if metric is None else scored(metric, model, task.sessions)
     return reference.error(model), score
 

@@ -37,48 +37,80 @@ LEAST, EACH, MOST = 4, 8, 16
 most."""
 MARGIN = 10 ** (-0.05)
 """Share of the least error so far, half a decibel below it, that another candidate has to reach."""
+EVEN_MARGIN = 10 ** (-0.15)
+"""The same for one that equalizes channels in the float model: it follows the extremes of each, of
+which a few samples know little."""
 SHARE = 0.98
 """Least multiply-accumulates in int8, relative to those of the first candidate."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to choose ranges.
+    """A way to choose ranges, and what goes with it.
 
     Attributes:
-        method: as in `QuantConfig`; `"auto"` here is the estimate for each tensor alone.
+        method: as in `QuantConfig`; `"auto"` here is what the target takes by itself: the estimate
+            for each tensor alone, or Ascend's search.
         percentile: as in `QuantConfig`; `None` where the method has none.
         equalize: whether channels are brought to one scale.
+        corrected: whether weights are rounded, and biases corrected, for the sake of the results;
+            `None`: of biases that is tried afterwards.
     """
 
     method: str
     percentile: float | None = None
     equalize: bool = False
+    corrected: bool | None = None
 
     @property
     def label(self) -> str:
         """What the report calls it."""
         method = f"{self.method} {self.percentile:g}" if self.percentile else self.method
-        return f"{method}, channels equalized" if self.equalize else method
+        parts = (method, self.equalize and "channels equalized", self.corrected and "corrected")
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def margin(self) -> float:
+        """Share of the least error so far that it has to reach."""
+        return EVEN_MARGIN if self.equalize and self.corrected else MARGIN
+
+    def fits(self, asked: QuantConfig) -> bool:
+        """Whether channels are equalized as was asked for."""
+        return asked.equalize in (None, self.equalize)
 
     def config(self, asked: QuantConfig) -> QuantConfig:
         """What was asked for, with the ranges chosen this way."""
+        bias, rounding = asked.bias_correction, asked.rounding
+        if self.corrected is not None:
+            bias = self.corrected if bias is None else bias
+            rounding = rounding or ("learned" if self.corrected else "nearest")
         return replace(
             asked,
             method=self.method,
             percentile=self.percentile or asked.percentile,
             equalize=self.equalize,
+            bias_correction=bias,
+            rounding=rounding,
         )
 
 
+WAYS = (("auto", None), ("percentile", 99.99))
 CANDIDATES = tuple(
     Candidate(method, percentile, equalize)
-    for method, percentile in (
-        ("auto", None),
-        ("percentile", 99.99),
-    )
+    for method, percentile in WAYS
     for equalize in (False, True)
 )
+"""For ONNX Runtime."""
+ON_THE_FLOAT_MODEL = (
+    *(
+        Candidate(method, percentile, equalize, True)
+        for method, percentile in WAYS
+        for equalize in (False, True)
+    ),
+    Candidate("auto", corrected=False),
+)
+"""For the others. Channels that are equalized make weights more uneven, for which the corrections
+make up: each alone may be of no use."""
 
 WIDE = (Candidate("minmax"),)
 """For int16 activations, whose steps are so small that there is nothing to gain by clipping."""
@@ -87,15 +119,17 @@ WIDE = (Candidate("minmax"),)
 def chosen(task: Task, excerpt: Excerpt) -> Task:
     """The task with the best of the candidates that its configuration leaves open."""
     assert task.calibration is not None
-    asked, seen = task.config.equalize, task.calibration.samples
-    ways = WIDE if task.config.activations == "int16" else CANDIDATES
-    candidates = [each for each in ways if asked in (None, each.equalize)]
+    seen = task.calibration.samples
+    candidates = [each for each in _ways(task) if each.fits(task.config)]
     count = min(max(seen // EACH, LEAST), MOST)
-    feeds = excerpt.feeds(session(task.model.to_bytes()), task.config, seen, count)
+    model = task.as_run
+    feeds = excerpt.feeds(session(model.to_bytes()), task.config, seen, count)
     try:
-        reference = Reference(task.model, list(islice(feeds, count)), task.sessions)
+        reference = Reference(model, list(islice(feeds, count)), task.sessions)
     except ModelError:
         return task
+    widest = replace(task.config, rounding=_rounding(task.config, candidates))
+    task = replace(task, inputs=layer_inputs(task.model, excerpt, widest, seen))
     least, best, most = math.inf, candidates[0], None
     for candidate in candidates:
         outcome = replace(task, config=candidate.config(task.config)).outcome()
@@ -103,8 +137,8 @@ def chosen(task: Task, excerpt: Excerpt) -> Task:
         most = int8 if most is None else most
         if int8 < SHARE * most:
             continue
-        error = reference.error(outcome.model).noise
-        if error < MARGIN * least:
+        error = reference.error(outcome.computed).noise
+        if error < candidate.margin * least:
             least, best = error, candidate
     task = replace(task, config=best.config(task.config), method=task.config.method)
     notes = [
@@ -112,27 +146,28 @@ def chosen(task: Task, excerpt: Excerpt) -> Task:
         f" {len(reference.feeds)} samples (SQNR {text.decibels(decibels(least))})"
     ]
     if task.config.bias_correction is None:
-        corrected = _corrected(task, excerpt)
-        error = reference.error(corrected.outcome().model).noise
+        corrected = replace(task, config=replace(task.config, bias_correction=True))
+        error = reference.error(corrected.outcome().computed).noise
         if error < MARGIN * least:
             task = corrected
             notes.append(f"bias correction: brings that to {text.decibels(decibels(error))}; kept")
     return replace(task, notes=(*task.notes, *notes))
 
 
+def _rounding(asked: QuantConfig, candidates: Sequence[Candidate]) -> str:
+    """The way to round that needs the most to be seen."""
+    roundings = [each.config(asked).rounding for each in candidates]
+    return "learned" if "learned" in roundings else "nearest"
+
+
+def _ways(task: Task) -> Sequence[Candidate]:
+    if task.config.activations == "int16":
+        return WIDE
+    return CANDIDATES if task.runtime.name == "onnxruntime" else ON_THE_FLOAT_MODEL
+
+
 def _best_of(candidates: Sequence[Candidate]) -> str:
     return f"the best of {len(candidates)} ways" if len(candidates) > 1 else "judged"
-
-
-def _corrected(task: Task, excerpt: Excerpt) -> Task:
-    """The task with its biases corrected."""
-    assert task.calibration is not None
-    config = replace(task.config, bias_correction=True)
-    return replace(
-        task,
-        config=config,
-        inputs=layer_inputs(task.model, excerpt, config, task.calibration.samples),
-    )
 
 
 def _int8_macs(outcome: Outcome) -> float:

@@ -155,6 +155,7 @@ pub(crate) struct Moments {
     width: usize,
     rows: usize,
     sums: Vec<f64>,
+    squares: Vec<f64>,
     /// Symmetric; only what is on and right of the diagonal is kept up. Empty where means are enough.
     products: Vec<f32>,
 }
@@ -162,16 +163,18 @@ pub(crate) struct Moments {
 impl Moments {
     fn new(groups: usize, width: usize, products: bool) -> Self {
         let products = vec![0.0; if products { groups * width * width } else { 0 }];
-        let sums = vec![0.0; groups * width];
-        Self { groups, width, rows: 0, sums, products }
+        let zeros = || vec![0.0; groups * width];
+        Self { groups, width, rows: 0, sums: zeros(), squares: zeros(), products }
     }
 
     /// Adds rows of one group.
     fn add(&mut self, group: usize, rows: &[f32]) {
         let width = self.width;
-        let sums = &mut self.sums[group * width..][..width];
+        let place = group * width..(group + 1) * width;
+        let (sums, squares) = (&mut self.sums[place.clone()], &mut self.squares[place]);
         for row in rows.chunks_exact(width) {
             sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
+            squares.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x).powi(2));
         }
         if self.products.is_empty() {
             return;
@@ -191,6 +194,14 @@ impl Moments {
     /// Groups of channels.
     pub fn groups(&self) -> usize {
         self.groups
+    }
+
+    /// Mean square of each of `count` channels, over the positions of a window; `None` if there are not so many.
+    pub fn powers(&self, count: usize) -> Option<Vec<f64>> {
+        let taps = self.squares.len() / count.max(1);
+        let mean = |channel: &[f64]| channel.iter().sum::<f64>() / (self.rows * taps) as f64;
+        (taps * count == self.squares.len() && taps > 0)
+            .then(|| self.squares.chunks_exact(taps).map(mean).collect())
     }
 
     /// Mean input.

@@ -30,6 +30,8 @@ pub(crate) enum Grid<'w> {
         scale: &'w [f32],
         /// For each input, the one whose product is added to its own in 16 bits; empty if none is.
         neighbours: &'w [Option<usize>],
+        /// Whether integers of the largest magnitude stay, because the scale will be found by them again.
+        keeps_largest: bool,
     },
     /// Levels of a format with fewer bits, in ascending order.
     Levels(&'w Encoded, Vec<i8>),
@@ -47,6 +49,9 @@ impl Grid<'_> {
     /// What the integer `k` of channel `c` may become when it grows, or falls.
     fn next(&self, c: usize, q: &[i8], k: usize, up: bool) -> Option<i8> {
         match self {
+            Self::Integers { keeps_largest: true, .. } if q[k].unsigned_abs() == LARGEST.unsigned_abs() => {
+                None
+            }
             Self::Integers { neighbours, .. } => {
                 let value = q[k].checked_add(if up { 1 } else { -1 })?;
                 let neighbour = neighbours.get(k).copied().flatten();
@@ -121,6 +126,20 @@ impl Weights<'_> {
             bias.iter_mut().zip(&channels).for_each(|(b, channel)| *b -= channel.mean_error as f32);
         }
         Some(effect)
+    }
+
+    /// The values that integers stand for; those of a channel with nothing but zeros, which has no scale to be found, are exact.
+    pub fn on_grid(&self, integers: &[i8]) -> Vec<f32> {
+        let (channels, inner) = (self.dims[self.axis], self.dims[self.axis + 1..].iter().product::<usize>());
+        let channel = |at: usize| at / inner.max(1) % channels.max(1);
+        let mut alive = vec![false; channels];
+        integers.iter().enumerate().filter(|(_, q)| **q != 0).for_each(|(at, _)| alive[channel(at)] = true);
+        let value = |(at, (&q, &exact)): (usize, (&i8, &f32))| {
+            let Grid::Integers { scale, .. } = self.grid else { return exact };
+            let scale = scale[channel(at).min(scale.len() - 1)];
+            if alive[channel(at)] { f32::from(q) * scale } else { exact }
+        };
+        integers.iter().zip(self.exact).enumerate().map(value).collect()
     }
 
     /// Mean and second moments of what the integers are multiplied by.

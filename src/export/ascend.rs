@@ -7,7 +7,7 @@ mod record;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::layers::{Layers, Row, weighted};
+use super::layers::{Layers, Row, is_seen, too_noisy, weighted};
 use super::{Options, explicit};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
@@ -16,9 +16,9 @@ use crate::model::Model;
 use crate::onnx::{AttributeProto, NodeProto, TensorProto};
 use crate::patch::{apply, float_attribute, int_attribute, ints_attribute};
 use crate::qparams::{Dtype, QuantParams, Scheme};
-use crate::quantize::report::TensorRecord;
+use crate::quantize::scales::Grids;
 use crate::quantize::weights::{self, QuantizedWeights};
-use crate::quantize::{Quantized, noise::sqnr_db, scales};
+use crate::quantize::{Quantized, noise_of_products};
 
 const LAYERS: &[Row] = &[
     weighted("Conv", 4..=5, true),
@@ -61,18 +61,26 @@ pub fn quantize(
     calibration.check_finite()?;
     let named = spelled_out(model)?;
     let graph = Graph::new(named.graph());
+    let (equalized, balance) = options.changes.equalized((&named, &graph), calibration, scheme)?;
+    let grids = Grids { calibration, balance: &balance, method: options.method, scheme };
     let layers = Layers::find(&graph, LAYERS);
-    let float = layers.forced_float(&graph, calibration, options, |_| None);
+    let mut float = layers.forced_float(&graph, calibration, options, |_| None);
+    let params = |value: &str| is_seen(calibration, value).then(|| with_offset(grids.params(value)));
+    let tensor = |value: &str| grids.record(value, params(value).as_ref());
+    let records = layers.records(&graph, calibration, &float, tensor);
+    float.extend(too_noisy(&records, &noise_of_products(&graph, &grids, params)?, options.noise_price));
     let chosen = layers.chosen(&float);
-    let activations: HashMap<&str, QuantParams> = chosen
-        .iter()
-        .map(|layer| layer.inputs[0].1)
-        .map(|value| (value, with_offset(scales::of_value(value, calibration, options.method, scheme))))
-        .collect();
+    let activations: HashMap<&str, QuantParams> =
+        chosen.iter().filter_map(|layer| Some((layer.inputs[0].1, params(layer.inputs[0].1)?))).collect();
     let reads_of: HashMap<NodeId, &str> = chosen.iter().map(|layer| (layer.id, layer.inputs[0].1)).collect();
-    let weights = explicit::weights(&graph, chosen.iter().copied(), options.per_channel, |id, limits| {
-        leave_room(&graph, id, activations[reads_of[&id]].scale[0], limits);
-    })?;
+    let weights = |graph: &Graph| {
+        explicit::weights(graph, chosen.iter().copied(), options.per_channel, |id, limits| {
+            leave_room(graph, id, activations[reads_of[&id]].scale[0], limits);
+        })
+    };
+    let (model, notes) = options.changes.corrected(&equalized, &balance, weights)?;
+    let graph = Graph::new(model.graph());
+    let weights = weights(&graph)?;
     let mut record = String::new();
     for layer in &chosen {
         let (activation, weights) = (&activations[layer.inputs[0].1], &weights[&layer.id]);
@@ -89,19 +97,14 @@ pub fn quantize(
         integer_weights: false,
         half: false,
     };
-    let explicit = apply(named.clone(), explicit::write(&plan))?;
-    let tensor = |value: &str| {
-        let params = activations.get(value);
-        let noise = calibration.get(value).zip(params).map(|(observer, params)| sqnr_db(observer, params));
-        TensorRecord { name: value.to_owned(), params: params.cloned(), sqnr_db: noise }
-    };
+    let explicit = apply(model.clone(), explicit::write(&plan))?;
     let mut records = layers.records(&graph, calibration, &float, tensor);
     records.sort_by_key(|(id, _)| *id);
     for (id, record) in &mut records {
         record.weight_sqnr_db = weights.get(id).map(|weights| weights.sqnr_db);
     }
     let layers = records.into_iter().map(|(_, record)| record).collect();
-    let quantized = Quantized { model: named.clone(), layers, notes: Vec::new() };
+    let quantized = Quantized { model: model.clone(), layers, notes };
     Ok(Exported { quantized, record, explicit })
 }
 

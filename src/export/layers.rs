@@ -1,6 +1,6 @@
 //! The operators that multiply, and which of them a runtime does on integers: a table for each runtime.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
 
 use super::Options;
@@ -11,6 +11,12 @@ use crate::ops::{is_plain_product, without_kernel};
 use crate::quantize::report::{LayerRecord, TensorRecord};
 use crate::quantize::sites::constant_weights;
 use crate::quantize::weights::weight_of;
+
+/// Why a layer stays float that [is too noisy](too_noisy).
+const TOO_NOISY: &str = "the noise of int8 is worth more than the time that it would save";
+
+/// Share of a layer's time in float16 that int8 saves.
+const SAVED: f64 = 0.5;
 
 /// What a runtime takes of one operator.
 #[derive(Debug)]
@@ -124,6 +130,24 @@ impl<'m> Layers<'m> {
         let rejected = rejected.map(|(id, why)| (*id, LayerRecord::unquantized(graph, *id, why.clone())));
         layers.chain(rejected).collect()
     }
+}
+
+/// The layers, by position, in whose results int8 puts more noise than the time that it saves is worth.
+///
+/// A relative noise of 1 costs `price` times the time of the float model, of which a layer has the share of its
+/// multiply-accumulates.
+pub(super) fn too_noisy(
+    records: &[(NodeId, LayerRecord)],
+    noise: &HashMap<NodeId, f64>,
+    price: f64,
+) -> impl Iterator<Item = (usize, String)> {
+    let total: f64 = records.iter().filter_map(|(_, record)| record.macs).sum();
+    let costs_more = move |id: &NodeId, record: &LayerRecord| {
+        let saved = record.macs.filter(|_| record.quantized).map(|macs| SAVED * macs / total);
+        noise.get(id).zip(saved).is_some_and(|(noise, saved)| price * noise > saved)
+    };
+    let noisy = records.iter().enumerate().filter(move |(_, (id, record))| costs_more(id, record));
+    noisy.map(|(i, _)| (i, TOO_NOISY.to_owned()))
 }
 
 /// Whether calibration saw numbers in `value`.

@@ -20,14 +20,15 @@ mod simulation;
 mod splits;
 mod write;
 
-use std::collections::HashSet;
-
+use super::Options;
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
-use crate::graph::Graph;
+use crate::graph::{Graph, NodeId};
 use crate::model::Model;
+use crate::qparams::Scheme;
 use crate::quantize::LayerRecord;
-use crate::ranges::Method;
+use crate::quantize::balance::Balance;
+use crate::quantize::scales::Grids;
 pub use net::{Layer, Param, Weight};
 pub use read::{Contents, read};
 
@@ -40,20 +41,6 @@ pub enum Format {
     Float16,
     /// int8 where a layer runs on integers, float16 elsewhere.
     Int8,
-}
-
-/// How to export.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Of the weights.
-    pub format: Format,
-    /// How the range of an activation is chosen.
-    pub method: Method,
-    /// How much time a less noisy result is worth: a layer stays float where its noise, times this, is more than the share
-    /// of the float model's time that int8 saves.
-    pub noise_price: f64,
-    /// Nodes that stay float, by [label](crate::graph::NodeExt::label).
-    pub exclude: HashSet<String>,
 }
 
 /// The files, and how they came about.
@@ -69,6 +56,8 @@ pub struct Exported {
     pub layers: Vec<LayerRecord>,
     /// What the layers with a scale for their input compute, as QuantizeLinear/DequantizeLinear pairs; all else in float.
     pub simulation: Model,
+    /// What the user should know.
+    pub notes: Vec<String>,
 }
 
 /// Why a model cannot be exported.
@@ -119,21 +108,80 @@ pub fn unsupported(model: &Model) -> Result<Vec<Unsupported>> {
 /// # Errors
 /// [`Error::Unsupported`] naming a node that cannot be exported, [`Error::Tensor`] for weights that cannot be read,
 /// [`Error::Data`] for a calibration with values that are not finite.
-pub fn export(model: &Model, calibration: Option<&Calibration>, options: &Options) -> Result<Exported> {
+pub fn export(
+    model: &Model,
+    calibration: Option<&Calibration>,
+    format: Format,
+    options: &Options,
+) -> Result<Exported> {
     if let Some(calibration) = calibration {
         calibration.check_finite()?;
     }
     let graph = Graph::new(model.graph());
     graph.check()?;
-    let mut net = lower::lower(&graph, model.opset().unwrap_or(1)).map_err(|refused| refusal(&refused))?;
-    fuse::fuse(&mut net);
-    let int8::Quantized { layers, inputs, table } = int8::quantize(&mut net, &graph, calibration, options)?;
+    let calibration = calibration.filter(|_| format == Format::Int8);
+    let Planned { model, plans, table, notes } = planned((model, &graph), calibration, format, options)?;
+    let graph = Graph::new(model.graph());
+    let mut net = lowered(&model, &graph)?;
+    let int8::Quantized { layers, inputs } = int8::quantize(&mut net, plans)?;
+    let table = table.or_else(|| (format == Format::Int8).then(|| int8::table(&net)));
     splits::insert(&mut net);
-    let (param, bin) = (write::param(&net), write::bin(&net, options.format != Format::Float32));
+    let (param, bin) = (write::param(&net), write::bin(&net, format != Format::Float32));
     read::check(&param, &bin)?;
-    let table = (options.format == Format::Int8).then_some(table);
-    let simulation = simulation::pairs(model, &graph, inputs)?;
-    Ok(Exported { param, bin, table, layers, simulation })
+    let simulation = simulation::pairs(&model, &graph, inputs)?;
+    Ok(Exported { param, bin, table, layers, simulation, notes })
+}
+
+/// What is to be written.
+struct Planned {
+    /// The model, changed for the sake of its integers.
+    model: Model,
+    plans: Vec<Option<int8::Plan>>,
+    /// The calibration table of the model as it was, if it was changed: that is what one makes a float export of.
+    table: Option<String>,
+    notes: Vec<String>,
+}
+
+fn planned(
+    (model, graph): (&Model, &Graph),
+    calibration: Option<&Calibration>,
+    format: Format,
+    options: &Options,
+) -> Result<Planned> {
+    let net = lowered(model, graph)?;
+    let Some(calibration) = calibration else {
+        let plans = int8::plans((&net, graph), None, format, options)?;
+        return Ok(Planned { model: model.clone(), plans, table: None, notes: Vec::new() });
+    };
+    let scheme = Scheme::Symmetric;
+    let (equalized, balance) = options.changes.equalized((model, graph), calibration, scheme)?;
+    let grids = Grids { calibration, balance: &balance, method: options.method, scheme };
+    let plans = int8::plans((&net, graph), Some(&grids), format, options)?;
+    let products: Vec<NodeId> = int8::with_grids(&net, &plans).map(|(id, _)| id).collect();
+    let weights = |graph: &Graph| simulation::weights(graph, products.iter().copied());
+    let (changed, notes) = options.changes.corrected(&equalized, &balance, weights)?;
+    let table = match balance.is_empty() {
+        true => None,
+        false => {
+            let grids = Grids { balance: &Balance::new(), ..grids };
+            let mut as_it_was = int8::plans((&net, graph), Some(&grids), format, options)?;
+            as_it_was
+                .iter_mut()
+                .zip(&plans)
+                .for_each(|(plan, other)| int8::agree(plan.as_mut(), other.as_ref()));
+            let mut net = net;
+            int8::quantize(&mut net, as_it_was)?;
+            Some(int8::table(&net))
+        }
+    };
+    Ok(Planned { model: changed, plans, table, notes })
+}
+
+/// `model`, whose graph this is, as layers.
+fn lowered(model: &Model, graph: &Graph) -> Result<net::Net> {
+    let mut net = lower::lower(graph, model.opset().unwrap_or(1)).map_err(|refused| refusal(&refused))?;
+    fuse::fuse(&mut net);
+    Ok(net)
 }
 
 fn refusal(refused: &[Unsupported]) -> Error {

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 pub use self::cache::Version;
 pub use self::lint::lint;
 use self::placement::Placement;
-use super::layers::{Layer, Layers, Row, is_seen, weighted};
+use super::layers::{Layer, Layers, Row, is_seen, too_noisy, weighted};
 use super::{Options, explicit};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
@@ -23,8 +23,10 @@ use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
 use crate::patch::apply;
 use crate::qparams::{QuantParams, Scheme};
+use crate::quantize::balance::Balance;
 use crate::quantize::report::{LayerRecord, TensorRecord};
-use crate::quantize::{Quantized, noise::sqnr_db, noise_of_products, scales};
+use crate::quantize::scales::Grids;
+use crate::quantize::{Quantized, noise_of_products};
 
 /// Newest version of the file format that TensorRT's parsers for our operator sets know.
 const IR_VERSION: i64 = 10;
@@ -36,11 +38,6 @@ const LAYERS: &[Row] = &[
     Row { op_type: "MatMul", ranks: 2..=2, per_channel: true, products: true },
 ];
 
-const TOO_NOISY: &str = "the noise of int8 is worth more than the time that it would save";
-
-/// Share of a layer's time in float16 that int8 saves.
-const SAVED: f64 = 0.5;
-
 /// What only TensorRT is asked for.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
@@ -48,8 +45,6 @@ pub struct Settings {
     pub half: bool,
     /// Of the calibration cache.
     pub version: Version,
-    /// How much time a less noisy result is worth, as in [`crate::quantize::Options`].
-    pub noise_price: f64,
 }
 
 /// A model for TensorRT.
@@ -82,6 +77,8 @@ pub fn quantize(
     calibration.check_finite()?;
     let half = settings.half;
     let graph = Graph::new(model.graph());
+    let (equalized, balance) = options.changes.equalized((model, &graph), calibration, Scheme::Symmetric)?;
+    let grids = Grids { calibration, balance: &balance, method: options.method, scheme: Scheme::Symmetric };
     let layers = Layers::find(&graph, LAYERS);
     let decline = |layer: &Layer| placement::decline(&graph, layer, |value| calibration.elements(value));
     let mut float = layers.forced_float(&graph, calibration, options, decline);
@@ -89,23 +86,27 @@ pub fn quantize(
     let place = |float: &BTreeMap<usize, String>| {
         let placement =
             Placement::find(&graph, &layers.chosen(float), included, |value| is_seen(calibration, value));
-        let activations = activations(&placement, calibration, options, half);
+        let activations = activations(&placement, &grids, half);
         (placement, activations)
     };
     let (placement, activations) = place(&float);
-    let tensor = |value: &str| record(value, placement.root(value), &activations, calibration);
-    let noise =
-        noise_of_products(&graph, calibration, |value| activations.get(placement.root(value)).cloned())?;
-    let noisy = too_noisy(&layers.records(&graph, calibration, &float, tensor), &noise, settings.noise_price);
-    float.extend(noisy.into_iter().map(|i| (i, TOO_NOISY.to_owned())));
+    let tensor = |value: &str| grids.record(value, activations.get(placement.root(value)));
+    let noise = noise_of_products(&graph, &grids, |value| activations.get(placement.root(value)).cloned())?;
+    let records = layers.records(&graph, calibration, &float, tensor);
+    float.extend(too_noisy(&records, &noise, options.noise_price));
     let (placement, activations) = place(&float);
     let chosen = layers.chosen(&float);
 
-    let weights = explicit::weights(&graph, chosen.iter().copied(), options.per_channel, |_, limits| {
-        if half {
-            limits.iter_mut().for_each(|limit| *limit = explicit::with_half_scale(*limit));
-        }
-    })?;
+    let weights = |graph: &Graph| {
+        explicit::weights(graph, chosen.iter().copied(), options.per_channel, |_, limits| {
+            if half {
+                limits.iter_mut().for_each(|limit| *limit = explicit::with_half_scale(*limit));
+            }
+        })
+    };
+    let (model, mut notes) = options.changes.corrected(&equalized, &balance, weights)?;
+    let graph = Graph::new(model.graph());
+    let weights = weights(&graph)?;
     let plan = explicit::Plan {
         graph: &graph,
         reads: &placement.reads,
@@ -124,62 +125,31 @@ pub fn quantize(
     if let Some(finding) = lint(&written).into_iter().next() {
         return Err(Error::Model(format!("TensorRT would refuse the result: {finding}")));
     }
-    let tensor = |value: &str| record(value, placement.root(value), &activations, calibration);
+    let tensor = |value: &str| grids.record(value, activations.get(placement.root(value)));
     let mut records = layers.records(&graph, calibration, &float, tensor);
     for (id, record) in &mut records {
         record.weight_sqnr_db = weights.get(id).map(|weights| weights.sqnr_db);
     }
     records.extend(others(&graph, &placement, &chosen, tensor));
     records.sort_by_key(|(id, _)| *id);
-    let (cache, notes) = cache::cache(&graph, calibration, options.method, &activations, settings.version);
+    // The cache is for the model as it was.
+    let grids = Grids { balance: &Balance::new(), ..grids };
+    let unchanged = self::activations(&placement, &grids, half);
+    let (cache, found) = cache::cache(&graph, calibration, options.method, &unchanged, settings.version);
+    notes.extend(found);
     let layers = records.into_iter().map(|(_, record)| record).collect();
     Ok(Exported { quantized: Quantized { model: written, layers, notes }, cache })
 }
 
-/// The layers, by position, in whose results int8 puts more noise than the time that it saves is worth.
-///
-/// A relative noise of 1 costs `price` times the time of the float model, of which a layer has the share of its
-/// multiply-accumulates.
-fn too_noisy(records: &[(NodeId, LayerRecord)], noise: &HashMap<NodeId, f64>, price: f64) -> Vec<usize> {
-    let total: f64 = records.iter().filter_map(|(_, record)| record.macs).sum();
-    let costs_more = |id: &NodeId, record: &LayerRecord| {
-        let saved = record.macs.filter(|_| record.quantized).map(|macs| SAVED * macs / total);
-        noise.get(id).zip(saved).is_some_and(|(noise, saved)| price * noise > saved)
-    };
-    let noisy = records.iter().enumerate().filter(|(_, (id, record))| costs_more(id, record));
-    noisy.map(|(i, _)| i).collect()
-}
-
 /// Parameters of every value with a pair: one scale for each group.
-fn activations<'m>(
-    placement: &Placement<'m>,
-    calibration: &Calibration,
-    options: &Options,
-    half: bool,
-) -> HashMap<&'m str, QuantParams> {
-    let suggested = |value: &str| {
-        let params = scales::of_value(value, calibration, options.method, Scheme::Symmetric);
-        params.covers(0).abs_max()
-    };
+fn activations<'m>(placement: &Placement<'m>, grids: &Grids, half: bool) -> HashMap<&'m str, QuantParams> {
     let values = placement.values();
     let mut limits: BTreeMap<&str, f32> = BTreeMap::new();
     for &value in &values {
         let limit = limits.entry(placement.group(value)).or_default();
-        *limit = limit.max(suggested(value));
+        *limit = limit.max(grids.params(value).covers(0).abs_max());
     }
     values.into_iter().map(|v| (v, explicit::symmetric(limits[placement.group(v)], half))).collect()
-}
-
-/// How a layer's input is quantized, by the pair at its root.
-fn record(
-    value: &str,
-    root: &str,
-    activations: &HashMap<&str, QuantParams>,
-    calibration: &Calibration,
-) -> TensorRecord {
-    let params = activations.get(root);
-    let sqnr_db = calibration.get(value).zip(params).map(|(observer, params)| sqnr_db(observer, params));
-    TensorRecord { name: value.to_owned(), params: params.cloned(), sqnr_db }
 }
 
 /// Records of the operators that read int8 without multiplying.

@@ -4,37 +4,58 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::calibration::{PyCalibration, parse_method, parse_scheme};
+use super::correct::PyLayerInputs;
 use super::model::PyModel;
 use super::quantize::{Outcome, outcome};
-use crate::export::{Options, ascend, tensorrt};
+use crate::correct::Corrections;
+use crate::export::{Changes, Options, ascend, tensorrt};
+
+/// What every runtime can be asked for, a dict.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub(super) struct Choices<'py> {
+    method: String,
+    percentile: f64,
+    per_channel: bool,
+    noise_price: f64,
+    exclude: Vec<String>,
+    equalize: bool,
+    rounding: String,
+    bias_correction: bool,
+    inputs: Option<PyRef<'py, PyLayerInputs>>,
+}
+
+impl Choices<'_> {
+    /// The same for the core.
+    pub fn options(&self) -> PyResult<Options<'_>> {
+        let corrections = Corrections { rounding: self.rounding == "learned", bias: self.bias_correction };
+        let inputs = self.inputs.as_ref().map(|inputs| &inputs.0);
+        Ok(Options {
+            method: parse_method(&self.method, self.percentile)?,
+            per_channel: self.per_channel,
+            noise_price: self.noise_price,
+            exclude: self.exclude.iter().cloned().collect(),
+            changes: Changes { equalize: self.equalize, inputs, corrections },
+        })
+    }
+}
 
 /// Quantizes a folded model for TensorRT; also returns a calibration cache for that version of it.
 #[pyfunction]
-#[pyo3(signature = (model, calibration, *, method, percentile, per_channel, exclude, half, version, noise_price))]
-#[allow(clippy::too_many_arguments)]
+#[pyo3(signature = (model, calibration, choices, *, half, version))]
 pub(super) fn quantize_tensorrt<'py>(
     py: Python<'py>,
     model: PyRef<'py, PyModel>,
     calibration: PyRef<'py, PyCalibration>,
-    method: &str,
-    percentile: f64,
-    per_channel: bool,
-    exclude: Vec<String>,
+    choices: Choices<'py>,
     half: bool,
     version: &str,
-    noise_price: f64,
 ) -> PyResult<(Outcome<'py>, String)> {
-    let options = options((method, percentile), per_channel, exclude)?;
-    let version = version.parse().map_err(PyValueError::new_err)?;
-    let settings = tensorrt::Settings { half, version, noise_price };
+    let options = choices.options()?;
+    let settings = tensorrt::Settings { half, version: version.parse().map_err(PyValueError::new_err)? };
     let (model, calibration) = (&model.0, &calibration.0);
     let done = super::run(py, || tensorrt::quantize(model, calibration, &options, settings))?;
     Ok((outcome(py, done.quantized)?, done.cache))
-}
-
-fn options((method, percentile): (&str, f64), per_channel: bool, exclude: Vec<String>) -> PyResult<Options> {
-    let method = parse_method(method, percentile)?;
-    Ok(Options { method, per_channel, exclude: exclude.into_iter().collect() })
 }
 
 /// What TensorRT would refuse or misread of a quantized model.
@@ -46,20 +67,15 @@ pub(super) fn lint_tensorrt(py: Python<'_>, model: PyRef<'_, PyModel>) -> PyResu
 
 /// Finds the scales of a folded model for Ascend: the float model, its record file, and the same as pairs.
 #[pyfunction]
-#[pyo3(signature = (model, calibration, *, scheme, method, percentile, per_channel, exclude))]
-#[allow(clippy::too_many_arguments)]
+#[pyo3(signature = (model, calibration, choices, *, scheme))]
 pub(super) fn quantize_ascend<'py>(
     py: Python<'py>,
     model: PyRef<'py, PyModel>,
     calibration: PyRef<'py, PyCalibration>,
+    choices: Choices<'py>,
     scheme: &str,
-    method: &str,
-    percentile: f64,
-    per_channel: bool,
-    exclude: Vec<String>,
 ) -> PyResult<(Outcome<'py>, String, PyModel)> {
-    let options = options((method, percentile), per_channel, exclude)?;
-    let scheme = parse_scheme(scheme)?;
+    let (options, scheme) = (choices.options()?, parse_scheme(scheme)?);
     let (model, calibration) = (&model.0, &calibration.0);
     let done = super::run(py, || ascend::quantize(model, calibration, &options, scheme))?;
     Ok((outcome(py, done.quantized)?, done.record, PyModel(done.explicit)))

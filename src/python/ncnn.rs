@@ -4,41 +4,35 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::calibration::{PyCalibration, parse_method};
+use super::calibration::PyCalibration;
+use super::export::Choices;
 use super::model::PyModel;
 use super::quantize::layer_dict;
-use crate::export::ncnn::{self, Format, Layer, Options, Unsupported};
+use crate::export::ncnn::{self, Format, Layer, Unsupported};
 
-/// The text of `.param`, the content of `.bin`, the text of `.table`, a record for each layer, and the simulation.
-type Files<'py> = (String, Bound<'py, PyBytes>, Option<String>, Vec<Bound<'py, PyDict>>, PyModel);
+/// The text of `.param`, the content of `.bin`, the text of `.table`, a record for each layer, notes, and the simulation.
+type Files<'py> =
+    (String, Bound<'py, PyBytes>, Option<String>, Vec<Bound<'py, PyDict>>, Vec<String>, PyModel);
 
 /// A layer's type and name, its inputs and outputs, whether it is on integers, and its bytes of weights.
 type Row = (String, String, Vec<String>, Vec<String>, bool, Option<usize>);
 
 /// Exports a folded model with fixed shapes.
 #[pyfunction]
-#[pyo3(signature = (model, calibration, *, weights, method, percentile, noise_price, exclude))]
-#[allow(clippy::too_many_arguments)]
+#[pyo3(signature = (model, calibration, choices, *, weights))]
 pub(super) fn ncnn_export<'py>(
     py: Python<'py>,
     model: PyRef<'py, PyModel>,
     calibration: Option<PyRef<'py, PyCalibration>>,
+    choices: Choices<'py>,
     weights: &str,
-    method: &str,
-    percentile: f64,
-    noise_price: f64,
-    exclude: Vec<String>,
 ) -> PyResult<Files<'py>> {
-    let options = Options {
-        format: parse_format(weights)?,
-        method: parse_method(method, percentile)?,
-        noise_price,
-        exclude: exclude.into_iter().collect(),
-    };
+    let (format, options) = (parse_format(weights)?, choices.options()?);
     let (model, calibration) = (&model.0, calibration.as_ref().map(|c| &c.0));
-    let done = super::run(py, || ncnn::export(model, calibration, &options))?;
+    let done = super::run(py, || ncnn::export(model, calibration, format, &options))?;
     let layers = done.layers.iter().map(|layer| layer_dict(py, layer)).collect::<PyResult<_>>()?;
-    Ok((done.param, PyBytes::new(py, &done.bin), done.table, layers, PyModel(done.simulation)))
+    let bin = PyBytes::new(py, &done.bin);
+    Ok((done.param, bin, done.table, layers, done.notes, PyModel(done.simulation)))
 }
 
 /// Everything that cannot be exported: node, operator, reason, and what to do.

@@ -16,10 +16,13 @@
 //! value at 0 commutes with a positive factor; one at an upper bound as well, as long as no channel is scaled
 //! beyond the loudest, since saturation does the clipping. Values that meet anything else ([`groups`]) keep one scale.
 //!
+//! For other runtimes [the float model](float) is changed so, where it computes the same then.
+//!
 //! r\[c\] = min(1, [`HEADROOM`] · absmax of the channel / absmax of the value)^α; for values that belong together the
 //! largest of theirs. A larger α spreads the rounding of the value more evenly and makes the weights that read it more uneven. Of
 //! [`STRENGTHS`], each group gets the one with the least noise of both kinds in what reads the value ([`noise`]).
 
+mod float;
 mod groups;
 mod noise;
 
@@ -28,9 +31,11 @@ use std::collections::HashMap;
 use super::cost;
 use super::placement::Placement;
 use super::sites::Sites;
+use crate::correct::LayerInputs;
 use crate::graph::{Graph, NodeExt};
 use crate::ops::Role;
 use crate::qparams::{QuantParams, Range, Scheme};
+pub(crate) use float::{divided, in_float};
 use groups::Groups;
 
 /// Exponents that are tried; 0 leaves a value as it is.
@@ -83,14 +88,23 @@ pub(crate) fn axes<'m>(graph: &Graph<'m>, sites: &Sites<'m>) -> HashMap<&'m str,
 
 /// The values that are worth it, and their factors.
 pub(crate) fn find<'m>(placement: &Placement<'_, 'm>, scheme: Scheme) -> Balance<'m> {
+    of_those(placement, (scheme, None), |value| can_be_divided(placement, value))
+}
+
+/// The same, of the values that can be divided.
+fn of_those<'m>(
+    placement: &Placement<'_, 'm>,
+    (scheme, inputs): (Scheme, Option<&LayerInputs>),
+    divisible: impl Fn(&str) -> bool,
+) -> Balance<'m> {
     let mut groups = Groups::of(placement);
     for value in placement.sites.values() {
-        if !can_be_divided(placement, value) {
+        if !divisible(value) {
             groups.pin(value);
         }
     }
     let ratios = groups.ratios();
-    let model = noise::Model::new(placement, scheme);
+    let model = noise::Model::new(placement, scheme, inputs);
     let mut best: HashMap<&str, (f64, Balance)> = HashMap::new();
     for strength in STRENGTHS {
         let mut found: HashMap<&str, (f64, Balance)> = HashMap::new();

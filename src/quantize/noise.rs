@@ -20,6 +20,7 @@
 
 use std::collections::HashMap;
 
+use super::scales::Grids;
 use super::sites::{Site, Sites};
 use super::weights::{Extent, WeightGrid, extent};
 use crate::calibration::Calibration;
@@ -55,16 +56,17 @@ pub(crate) fn decibels(ratio: f64) -> f64 {
 /// [`crate::Error::Tensor`] when weights cannot be read.
 pub(crate) fn of_products(
     graph: &Graph,
-    calibration: &Calibration,
+    grids: &Grids,
     params: impl Fn(&str) -> Option<QuantParams>,
 ) -> Result<HashMap<NodeId, f64>> {
+    let calibration = grids.calibration;
     let sites = Sites::find(graph);
     let model = Model::new(graph, &sites, calibration, WeightGrid::PLAIN)?;
     let of_site = |i: usize| {
         let site = &sites.all[i];
         let (input, output) = (site.inputs[0], site.outputs[0]);
         let observer = calibration.get(input)?;
-        let of_input = observer.quantization_noise(&params(input)?) * model.per_variance(input);
+        let of_input = grids.noise(input, &params(input)?)? * model.per_variance(input);
         let of_weights = observer.power() * model.weights[i].squared_errors * model.per_variance(output);
         Some((site.id, of_input * model.passed_on(i, input)? + of_weights))
     };

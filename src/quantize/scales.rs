@@ -4,11 +4,70 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
+use super::balance::Balance;
+use super::noise::decibels;
+use super::report::TensorRecord;
 use super::sites::Sites;
 use crate::calibration::Calibration;
+use crate::observer::Observer;
 use crate::ops::Role;
 use crate::qparams::{QuantParams, Range, Scheme};
 use crate::ranges::{Method, range};
+
+/// How the activations of [layers made for other runtimes](crate::export) are rounded: each by its calibration, or, where
+/// its channels were [brought to one scale](super::balance), by what became of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Grids<'c, 'm> {
+    pub calibration: &'c Calibration,
+    pub balance: &'c Balance<'m>,
+    pub method: Method,
+    pub scheme: Scheme,
+}
+
+impl Grids<'_, '_> {
+    /// The parameters of a value.
+    pub fn params(&self, value: &str) -> QuantParams {
+        match self.balance.get(value) {
+            Some(balanced) => QuantParams::new(self.cut(value, balanced.range), self.scheme),
+            None => of_value(value, self.calibration, self.method, self.scheme),
+        }
+    }
+
+    /// The range of a divided value without the share that the method cuts off of the whole, but no more than half: beyond
+    /// that would be what the quiet channels were seen to be.
+    fn cut(&self, value: &str, divided: Range) -> Range {
+        let Some(observer) = self.calibration.get(value) else { return divided };
+        let (Some(seen), chosen) = (observer.range(), range(observer, self.method, self.scheme)) else {
+            return divided;
+        };
+        let share = |chosen: f32, seen: f32| if seen == 0.0 { 1.0 } else { (chosen / seen).clamp(0.5, 1.0) };
+        match self.scheme {
+            Scheme::Asymmetric => Range {
+                min: divided.min * share(chosen.min, seen.min),
+                max: divided.max * share(chosen.max, seen.max),
+            },
+            Scheme::Symmetric => {
+                Range::symmetric(divided.abs_max() * share(chosen.abs_max(), seen.abs_max()))
+            }
+        }
+    }
+
+    /// Mean square of what integers with these parameters add to a value, if it was seen.
+    pub fn noise(&self, value: &str, params: &QuantParams) -> Option<f64> {
+        match self.balance.get(value) {
+            Some(balanced) => Some(balanced.rounding_noise(params)),
+            None => Some(self.calibration.get(value)?.quantization_noise(params)),
+        }
+    }
+
+    /// What a report says of a value with these parameters.
+    pub fn record(&self, value: &str, params: Option<&QuantParams>) -> TensorRecord {
+        let noise = params.and_then(|params| self.noise(value, params));
+        let power = self.calibration.get(value).map(Observer::power);
+        let sqnr_db = power.zip(noise).map(|(power, noise)| decibels(power / noise));
+        TensorRecord { name: value.to_owned(), params: params.cloned(), sqnr_db }
+    }
+}
 
 /// The parameters that calibration suggests for each value by itself.
 pub(crate) fn suggested<'m>(

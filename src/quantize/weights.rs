@@ -164,7 +164,11 @@ pub(crate) fn quantize(
         };
         let levels = match &quantized.encoded {
             Some(encoded) => Grid::Levels(encoded, encoded.codec.sorted()),
-            None => Grid::Integers { scale: &quantized.params.scale, neighbours: &neighbours },
+            None => Grid::Integers {
+                scale: &quantized.params.scale,
+                neighbours: &neighbours,
+                keeps_largest: false,
+            },
         };
         let weights = Weights {
             exact: &values.all(),
@@ -188,8 +192,19 @@ pub(crate) fn quantize(
     Ok(quantized)
 }
 
+/// The weights of node `id` with these factors in them.
+///
+/// # Errors
+/// [`Error::Tensor`] when they are not finite.
+pub(crate) fn with_factors(graph: &Graph, id: NodeId, factors: Factors) -> Result<Vec<f32>> {
+    let weight = weight_of(graph, id)?;
+    let mut values = finite(weight)?;
+    Inputs::of(graph.node(id), &shape(weight)?, channel_axis(graph, id)).take_up(factors, &mut values);
+    Ok(values)
+}
+
 /// A vector over the channels, divided by their factors.
-fn divided(values: &[f32], factors: Option<&[f32]>) -> Vec<f32> {
+pub(crate) fn divided(values: &[f32], factors: Option<&[f32]>) -> Vec<f32> {
     match factors {
         Some(factors) if factors.len() == values.len() => {
             values.iter().zip(factors).map(|(v, r)| v / r).collect()

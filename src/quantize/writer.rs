@@ -148,6 +148,19 @@ impl<'g, 'm> Writer<'g, 'm> {
         }
     }
 
+    /// Has node `id` read other weights and another bias, where they are given; other readers keep what they have.
+    pub fn replace_weights(&mut self, id: NodeId, weight: Option<TensorProto>, bias: Option<TensorProto>) {
+        let mut operator = self.graph.node(id).clone();
+        for (index, tensor) in [(1, weight), (2, bias)] {
+            let (Some(tensor), Some(input)) = (tensor, operator.input.get_mut(index)) else { continue };
+            if self.graph.consumers(input).len() > 1 || self.graph.is_observable(input) {
+                *input = self.name(&format!("{input}_{id}"));
+            }
+            self.patch.initializer(TensorProto { name: Some(input.clone()), ..tensor });
+        }
+        self.patch.replace(id, vec![operator]);
+    }
+
     /// The initializer called `name`, made when it is first asked for.
     pub fn constant(&mut self, name: &str, make: impl FnOnce() -> TensorProto) -> String {
         let name = self.name(name);

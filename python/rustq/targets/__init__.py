@@ -59,6 +59,23 @@ class Job:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     named: bool = False
 
+    def choices(self, noise_price: float, method: str = "auto") -> _rustq._Choices:
+        """Those of the configuration for a runtime other than ONNX Runtime, whose price of noise
+        this is if none was asked for, and whose way to choose ranges `"auto"` means."""
+        config = self.config
+        price = noise_price if config.noise_price is None else config.noise_price
+        return {
+            "method": method if config.method == "auto" else config.method,
+            "percentile": config.percentile,
+            "per_channel": config.per_channel,
+            "noise_price": 0.0 if self.everything else price,
+            "exclude": list(self.excluded),
+            "equalize": bool(config.equalize),
+            "rounding": config.rounding or "nearest",
+            "bias_correction": bool(config.bias_correction),
+            "inputs": self.inputs,
+        }
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -71,12 +88,20 @@ class Outcome:
         notes: what the user should know.
         files: the content of files, by suffix: those beside the `.onnx` file, or, for a target
             whose files are not ONNX, all.
+        deployed: what the device computes, as QuantizeLinear/DequantizeLinear pairs, where the
+            model is not that: another tool of the target makes it of the files.
     """
 
     model: _rustq.Model
     layers: list[dict[str, Any]]
     notes: list[str]
     files: Mapping[str, bytes] = field(default_factory=dict)
+    deployed: _rustq.Model | None = None
+
+    @property
+    def computed(self) -> _rustq.Model:
+        """What the device computes."""
+        return self.deployed or self.model
 
 
 @dataclass(frozen=True)

@@ -16,25 +16,25 @@ __all__ = ["make", "next_step"]
 RECORD = ".record.txt"
 EXPLICIT = ".qdq.onnx"
 
+NOISE_PRICE = 3.0
+RANGES = "ifmr"
+"""The toolkit's own way to choose ranges."""
+
 
 def make(job: Job) -> Outcome:
     """Finds scales and offsets for Ascend."""
     if job.calibration is None:
         raise UnsupportedError("ascend cannot quantize without calibration data")
-    config = job.config
     outcome, record, explicit = _rustq.quantize_ascend(
         job.model,
         job.calibration._core,
+        job.choices(NOISE_PRICE, RANGES),
         scheme=job.scheme,
-        method="ifmr" if config.method == "auto" else config.method,
-        percentile=config.percentile,
-        per_channel=config.per_channel,
-        exclude=list(job.excluded),
     )
     files = {RECORD: record.encode()}
-    if config.ascend_qdq:
+    if job.config.ascend_qdq:
         files[EXPLICIT] = explicit.to_bytes()
-    return Outcome(*outcome, files)
+    return Outcome(*outcome, files, explicit)
 
 
 def next_step(model: Model, files: Sequence[Path]) -> str:

@@ -29,20 +29,13 @@ def make(job: Job) -> Outcome:
     model = as_run(job.model, config, job.shapes)
     quantizing = config.weights == "int8"
     calibration = job.calibration._core if job.calibration and quantizing else None
-    price = NOISE_PRICE if config.noise_price is None else config.noise_price
-    param, weights, table, layers, simulation = _rustq.ncnn_export(
-        model,
-        calibration,
-        weights=config.weights,
-        method=config.method,
-        percentile=config.percentile,
-        noise_price=0.0 if job.everything else price,
-        exclude=list(job.excluded),
+    param, weights, table, layers, notes, simulation = _rustq.ncnn_export(
+        model, calibration, job.choices(NOISE_PRICE), weights=config.weights
     )
     files = {".param": param.encode(), ".bin": weights}
     if table:
         files[".table"] = table.encode()
-    return Outcome(simulation, layers, [], files)
+    return Outcome(simulation, layers, notes, files)
 
 
 def next_step(model: Model, files: Sequence[Path]) -> str:

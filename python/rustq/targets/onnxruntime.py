@@ -33,7 +33,7 @@ def make(job: Job) -> Outcome:
                 job.inputs,
                 weights=_format(config, BLOCK_SIZE),
                 exclude=list(job.excluded),
-                rounding=config.rounding,
+                rounding=config.rounding or "nearest",
                 bias_correction=bool(config.bias_correction),
             )
         )
@@ -60,7 +60,7 @@ def make(job: Job) -> Outcome:
             noise_price=NOISE_PRICE[job.scheme] if price is None else price,
             exclude=list(job.excluded),
             everything=job.everything or config.activations == "int16",
-            rounding=config.rounding,
+            rounding=config.rounding or "nearest",
             bias_correction=bool(config.bias_correction),
             equalize=bool(config.equalize),
             named=job.named,

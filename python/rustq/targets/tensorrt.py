@@ -31,7 +31,6 @@ def make(job: Job) -> Outcome:
     if job.calibration is None:
         raise UnsupportedError("tensorrt cannot quantize without calibration data")
     config, notes = job.config, []
-    price = NOISE_PRICE if config.noise_price is None else config.noise_price
     half = config.high_precision == "fp16"
     opset = OPSETS[config.high_precision]
     model, reason = at_least(job.model, opset)
@@ -46,13 +45,9 @@ def make(job: Job) -> Outcome:
     (written, layers, found), cache = _rustq.quantize_tensorrt(
         model,
         job.calibration._core,
-        method=config.method,
-        percentile=config.percentile,
-        per_channel=config.per_channel,
-        exclude=list(job.excluded),
+        job.choices(NOISE_PRICE),
         half=half,
         version=config.tensorrt_version,
-        noise_price=0.0 if job.everything else price,
     )
     return Outcome(written, layers, notes + found, {".cache": cache.encode()})
 

@@ -12,12 +12,12 @@ mod plan;
 mod table;
 
 use super::net::{Layer, Net, Param, Weight};
-use super::{Format, Options};
-use crate::calibration::Calibration;
 use crate::error::Result;
-use crate::graph::{Graph, NodeId};
+use crate::graph::NodeId;
 use crate::qparams::QuantParams;
 use crate::quantize::LayerRecord;
+pub(super) use plan::{Plan, agree, plans};
+pub(super) use table::table;
 
 /// How the layers were quantized.
 pub(super) struct Quantized {
@@ -25,22 +25,23 @@ pub(super) struct Quantized {
     pub layers: Vec<LayerRecord>,
     /// The grid of the input of each layer that has one.
     pub inputs: Vec<(NodeId, QuantParams)>,
-    /// The calibration table.
-    pub table: String,
 }
 
-/// Quantizes the layers of `net`, if they are to be.
+/// The layers on integers whose input has a grid, and that, if these are the plans for `net`.
+pub(super) fn with_grids(net: &Net, plans: &[Option<Plan>]) -> impl Iterator<Item = (NodeId, QuantParams)> {
+    let planned = net.layers.iter().zip(plans).filter_map(|(layer, plan)| Some((layer, plan.as_ref()?)));
+    planned
+        .filter(|(_, plan)| plan.reason.is_none())
+        .filter_map(|(layer, plan)| Some((layer.origin?, plan.grid()?)))
+}
+
+/// Quantizes those layers of `net` that have a plan to.
 ///
 /// # Errors
 /// [`crate::Error::Tensor`] when weights are not finite.
-pub(super) fn quantize(
-    net: &mut Net,
-    graph: &Graph,
-    calibration: Option<&Calibration>,
-    options: &Options,
-) -> Result<Quantized> {
-    let plans = plan::plans(net, graph, calibration, options)?;
-    let (mut records, mut inputs) = (Vec::new(), Vec::new());
+pub(super) fn quantize(net: &mut Net, plans: Vec<Option<Plan>>) -> Result<Quantized> {
+    let inputs = with_grids(net, &plans).collect();
+    let mut records = Vec::new();
     let mut quantized = Vec::with_capacity(net.layers.len());
     let layers = std::mem::take(&mut net.layers);
     for (layer, plan) in layers.into_iter().zip(plans) {
@@ -49,7 +50,6 @@ pub(super) fn quantize(
             continue;
         };
         if plan.reason.is_none() {
-            inputs.extend(layer.origin.zip(plan.grid()));
             let made = layers::quantized(net, layer, &plan)?;
             for record in &mut plan.records {
                 record.quantized = true;
@@ -62,10 +62,8 @@ pub(super) fn quantize(
         records.extend(plan.into_records());
     }
     net.layers = quantized;
-    if options.format == Format::Int8 {
-        requantize(net);
-    }
-    Ok(Quantized { layers: records, inputs, table: table::table(net) })
+    requantize(net);
+    Ok(Quantized { layers: records, inputs })
 }
 
 /// Lets a convolution hand out integers where nothing but convolutions on integers, all with the same scale, reads them.

@@ -12,19 +12,30 @@ use crate::graph::{Graph, NodeId};
 use crate::model::Model;
 use crate::patch::apply;
 use crate::qparams::QuantParams;
-use crate::quantize::weights::{WeightGrid, quantize_without_bias};
+use crate::quantize::weights::{QuantizedWeights, WeightGrid, quantize_without_bias};
+
+/// The integers of the weights of these nodes.
+///
+/// # Errors
+/// [`crate::Error::Tensor`] when weights are not finite.
+pub(super) fn weights(
+    graph: &Graph,
+    nodes: impl Iterator<Item = NodeId>,
+) -> Result<HashMap<NodeId, QuantizedWeights>> {
+    nodes.map(|id| Ok((id, quantize_without_bias(graph, id, WeightGrid::PLAIN, |_| ())?))).collect()
+}
 
 /// `model` with pairs for the layers whose input has one of these grids.
 ///
 /// # Errors
 /// [`crate::Error::Tensor`] when weights are not finite.
 pub(super) fn pairs(model: &Model, graph: &Graph, inputs: Vec<(NodeId, QuantParams)>) -> Result<Model> {
-    let (mut reads, mut activations, mut weights) = (BTreeMap::new(), HashMap::new(), HashMap::new());
+    let weights = weights(graph, inputs.iter().map(|(id, _)| *id))?;
+    let (mut reads, mut activations) = (BTreeMap::new(), HashMap::new());
     for (id, params) in inputs {
         let value = graph.node(id).input[0].as_str();
         reads.insert((id, 0), value);
         activations.insert(value, params);
-        weights.insert(id, quantize_without_bias(graph, id, WeightGrid::PLAIN, |_| ())?);
     }
     let plan = explicit::Plan {
         graph,

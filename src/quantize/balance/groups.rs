@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::Balanced;
 use crate::calibration::Channels;
 use crate::graph::{Graph, NodeExt};
+use crate::observer::Observer;
 use crate::ops::Role;
 use crate::qparams::Range;
 use crate::quantize::placement::Placement;
@@ -101,11 +102,20 @@ impl<'p, 'm> Groups<'p, 'm> {
     pub fn balanced(&self, value: &str, factors: Vec<f32>) -> Balanced {
         let Channelled { axis, seen, .. } = self.values[value];
         let mut range = Range::ZERO;
-        if let Some(seen) = seen {
-            for ((&min, &max), factor) in seen.min().iter().zip(seen.max()).zip(&factors) {
-                if min <= max {
-                    range = Range { min: range.min.min(min / factor), max: range.max.max(max / factor) };
-                }
+        let mut include = |min: f32, max: f32, factor: f32| {
+            if min <= max {
+                range = Range { min: range.min.min(min / factor), max: range.max.max(max / factor) };
+            }
+        };
+        match seen {
+            Some(seen) => {
+                let extremes = seen.min().iter().zip(seen.max()).zip(&factors);
+                extremes.for_each(|((&min, &max), &factor)| include(min, max, factor));
+            }
+            None => {
+                let smallest = factors.iter().copied().fold(1.0, f32::min);
+                let whole = self.placement.calibration.get(value).and_then(Observer::range);
+                whole.into_iter().for_each(|whole| include(whole.min, whole.max, smallest));
             }
         }
         Balanced { axis, factors, range }

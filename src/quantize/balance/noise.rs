@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use rayon::prelude::*;
 
 use super::Balanced;
+use crate::correct::LayerInputs;
 use crate::graph::NodeExt;
 use crate::ops::Role;
 use crate::qparams::Scheme;
@@ -40,14 +41,23 @@ pub(super) struct Model<'p, 'm> {
     placement: Placement<'p, 'm>,
     scheme: Scheme,
     products: HashMap<usize, Product>,
+    /// Mean square of the channels that the products multiply, where some of it was seen.
+    powers: HashMap<&'m str, Vec<f64>>,
 }
 
 impl<'p, 'm> Model<'p, 'm> {
-    pub fn new(placement: &Placement<'p, 'm>, scheme: Scheme) -> Self {
+    pub fn new(placement: &Placement<'p, 'm>, scheme: Scheme, inputs: Option<&LayerInputs>) -> Self {
         let linear: Vec<usize> =
             placement.integer_sites().filter(|(_, s)| s.op.role == Role::Linear).map(|(i, _)| i).collect();
+        let power = |&i: &usize| {
+            let site = &placement.sites.all[i];
+            let moments = inputs?.of(&placement.graph.node(site.id).output[0])?;
+            let count = placement.calibration.channels(site.inputs[0])?.min().len();
+            Some((site.inputs[0], moments.powers(count)?))
+        };
+        let powers = linear.iter().filter_map(power).collect();
         let products = linear.into_par_iter().filter_map(|i| Some((i, Product::of(placement, i)?))).collect();
-        Self { placement: *placement, scheme, products }
+        Self { placement: *placement, scheme, products, powers }
     }
 
     /// Noise in what reads `value`.
@@ -73,8 +83,12 @@ impl<'p, 'm> Model<'p, 'm> {
         noise
     }
 
-    /// Mean square of each channel, which is taken to be in the same ratio to its largest magnitude everywhere.
+    /// Mean square of each channel; where it was not seen it is taken to be in the same ratio to the largest magnitude
+    /// everywhere.
     fn powers(&self, value: &str) -> Option<Vec<f64>> {
+        if let Some(seen) = self.powers.get(value) {
+            return Some(seen.clone());
+        }
         let seen = self.placement.calibration.channels(value)?;
         let whole = self.placement.calibration.get(value)?.power();
         let squares: Vec<f64> =

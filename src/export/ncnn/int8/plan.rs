@@ -2,22 +2,23 @@
 
 use std::collections::HashMap;
 
+use super::super::Format;
 use super::super::net::{Layer, Net, Weight};
-use super::super::{Format, Options};
 use super::groups;
-use crate::calibration::Calibration;
 use crate::error::Result;
+use crate::export::Options;
+use crate::export::layers::is_seen;
 use crate::graph::{Graph, NodeExt, NodeId};
-use crate::qparams::{QuantParams, Scheme};
-use crate::quantize::{LayerRecord, TensorRecord, noise_of_products, sqnr_db};
-use crate::ranges::range;
+use crate::qparams::QuantParams;
+use crate::quantize::scales::Grids;
+use crate::quantize::{LayerRecord, noise_of_products};
 
 /// Share of its time that a layer saves on integers, for the balance of time and noise. (Between the 1.3 and 3 times of
 /// ncnn's kernels on phones.)
 const SAVED: f64 = 0.5;
 
 /// How a layer with weights is computed.
-pub(super) struct Plan {
+pub(crate) struct Plan {
     /// Its entries in the report, one for each node that it stands for, its own first.
     pub records: Vec<LayerRecord>,
     /// Largest magnitude of its input, where calibration saw it.
@@ -76,32 +77,38 @@ const KERNELS: &[(&str, Kernel)] = &[
 ///
 /// # Errors
 /// [`crate::Error::Tensor`] when weights cannot be read.
-pub(super) fn plans(
-    net: &Net,
-    graph: &Graph,
-    calibration: Option<&Calibration>,
+pub(crate) fn plans(
+    (net, graph): (&Net, &Graph),
+    grids: Option<&Grids>,
+    format: Format,
     options: &Options,
 ) -> Result<Vec<Option<Plan>>> {
     let total: f64 = net.layers.iter().map(|layer| multiplications(net, layer)).sum();
-    let params = |value: &str| input_params(calibration, value, options);
-    let noise = match calibration.filter(|_| options.format == Format::Int8) {
-        Some(calibration) => noise_of_products(graph, calibration, params)?,
+    let noise = match grids {
+        Some(grids) => noise_of_products(graph, grids, |value| input_params(grids, value))?,
         None => HashMap::new(),
     };
-    let planner = Planner { net, graph, calibration, options, total, noise };
+    let planner = Planner { net, graph, grids, format, options, total, noise };
     Ok(net.layers.iter().map(|layer| planner.plan(layer)).collect())
 }
 
-fn input_params(calibration: Option<&Calibration>, value: &str, options: &Options) -> Option<QuantParams> {
-    let observer = calibration?.get(value).filter(|observer| observer.count() > 0)?;
-    Some(QuantParams::symmetric(range(observer, options.method, Scheme::Symmetric)))
+/// Makes a plan run on integers where another one does.
+pub(crate) fn agree(plan: Option<&mut Plan>, other: Option<&Plan>) {
+    if let (Some(plan), Some(other)) = (plan, other) {
+        plan.reason.clone_from(&other.reason);
+    }
+}
+
+fn input_params(grids: &Grids, value: &str) -> Option<QuantParams> {
+    is_seen(grids.calibration, value).then(|| grids.params(value))
 }
 
 struct Planner<'p, 'm> {
     net: &'p Net,
     graph: &'p Graph<'m>,
-    calibration: Option<&'p Calibration>,
-    options: &'p Options,
+    grids: Option<&'p Grids<'p, 'm>>,
+    format: Format,
+    options: &'p Options<'p>,
     total: f64,
     noise: HashMap<NodeId, f64>,
 }
@@ -111,19 +118,15 @@ impl Planner<'_, '_> {
         let (_, kernel) = KERNELS.iter().find(|(kind, _)| *kind == layer.kind)?;
         let id = layer.origin?;
         let value = self.graph.node(id).input_at(0).unwrap_or("");
-        let observer = self.calibration.and_then(|c| c.get(value)).filter(|o| o.count() > 0);
-        let params = input_params(self.calibration, value, self.options)
-            .filter(|_| matches!(kernel, Kernel::Static | Kernel::Either));
-        let input = observer
-            .filter(|_| params.is_some())
-            .map(|o| range(o, self.options.method, Scheme::Symmetric).abs_max());
-        let sqnr = observer.zip(params.as_ref()).map(|(o, p)| sqnr_db(o, p));
-        let mut record = LayerRecord::unquantized(self.graph, id, String::new());
+        let grids = self.grids.filter(|_| matches!(kernel, Kernel::Static | Kernel::Either));
+        let params = grids.and_then(|grids| input_params(grids, value));
+        let input = params.as_ref().map(|params| params.covers(0).abs_max());
         let macs = multiplications(self.net, layer);
         // Nodes that became one layer are taken to share its work evenly.
         let share = macs / (1 + layer.parts.len()) as f64;
+        let mut record = LayerRecord::unquantized(self.graph, id, String::new());
         record.macs = Some(share);
-        record.inputs = vec![TensorRecord { name: value.to_owned(), params, sqnr_db: sqnr }];
+        record.inputs = grids.into_iter().map(|grids| grids.record(value, params.as_ref())).collect();
         let reason = self.reason(layer, (*kernel, id, input.is_some()), macs);
         let part = |&id: &NodeId| {
             let macs = Some(share);
@@ -140,11 +143,11 @@ impl Planner<'_, '_> {
         let value = self.graph.node(id).input_at(0).unwrap_or("");
         let noise: f64 = nodes().filter_map(|id| self.noise.get(&id)).sum();
         match kernel {
-            _ if self.options.format != Format::Int8 => Some("weights in float were asked for".to_owned()),
+            _ if self.format != Format::Int8 => Some("weights in float were asked for".to_owned()),
             _ if nodes().any(excluded) => Some("excluded by the configuration".to_owned()),
             Kernel::Float if layer.kind == "MatMul" => Some("both of its inputs are activations".to_owned()),
             Kernel::Float => Some(format!("ncnn computes {} in float only", layer.kind)),
-            Kernel::Static if self.calibration.is_none() => {
+            Kernel::Static if self.grids.is_none() => {
                 Some("its input needs a range: give calibration data".to_owned())
             }
             Kernel::Static if !seen => {

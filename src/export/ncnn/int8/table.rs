@@ -6,7 +6,7 @@ use super::super::net::{Layer, Net, Weight};
 use super::super::write::number;
 
 /// The table of a quantized network. No line is blank: the reader stops at the first one.
-pub(super) fn table(net: &Net) -> String {
+pub(crate) fn table(net: &Net) -> String {
     let mut weights = String::new();
     let mut inputs = String::new();
     for layer in &net.layers {
