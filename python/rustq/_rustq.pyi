@@ -159,7 +159,9 @@ class LayerInputs:
     def observe(self, names: list[str], arrays: list[_Float32]) -> None: ...
 
 def write_together(
-    files: list[tuple[Path, Model | bytes]], external_data: bool | None = None
+    files: list[tuple[Path, Model | bytes]],
+    external_data: bool | None = None,
+    scratch: bool = False,
 ) -> list[Path]: ...
 def quantize_static(
     model: Model,

@@ -34,6 +34,10 @@ _WEIGHTS_APART = {
 """For a session that only optimizes: its weights go to a file that the next session maps."""
 
 
+SMALL = 1 << 22
+"""Bytes of a model up to which it is handed over in memory. ONNX Runtime copies such a model three
+times; of one in a file it keeps only the packed weights."""
+
 LARGE = 1 << 29
 """Bytes of a model from which on its weights are not copied, neither as they are nor packed, which
 would make it faster."""
@@ -110,18 +114,19 @@ def _session(
 
 def _session_of(model: _rustq.Model, options: Any, providers: Iterable[Any]) -> Any:
     """Large weights are mapped from where they are, or from a file that is written for them."""
-    if model.byte_size <= LARGE:
+    if model.byte_size <= SMALL:
         return _session(model.to_bytes(), options, providers)
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    if model.byte_size > LARGE:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     referring, folder = model.referring()
-    if folder is not None and referring.byte_size <= LARGE:
+    if folder is not None and referring.byte_size <= SMALL:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(folder.absolute())
         )
         return _session(referring.to_bytes(), options, providers)
     with tempfile.TemporaryDirectory(prefix="rustq-", ignore_cleanup_errors=True) as temporary:
         path = Path(temporary) / "model.onnx"
-        _rustq.write_together([(path, model)], external_data=True)
+        _rustq.write_together([(path, model)], external_data=True, scratch=True)
         return _session(path, options, providers)
 
 

@@ -123,7 +123,7 @@ def chosen(task: Task, excerpt: Excerpt) -> Task:
     candidates = [each for each in _ways(task) if each.fits(task.config)]
     count = min(max(seen // EACH, LEAST), MOST)
     model = task.as_run
-    feeds = excerpt.feeds(session(model.to_bytes()), task.config, seen, count)
+    feeds = excerpt.feeds(session(model), task.config, seen, count)
     try:
         reference = Reference(model, list(islice(feeds, count)), task.sessions)
     except ModelError:

@@ -11,6 +11,7 @@ use prost::Message;
 use rayon::prelude::*;
 
 use crate::graph::NodeExt;
+use crate::mapped;
 use crate::model::Model;
 use crate::onnx::{NodeProto, TensorProto};
 
@@ -134,6 +135,7 @@ fn weight_content(tensor: &TensorProto) -> u32 {
     let rest = TensorProto { raw_data: None, doc_string: None, ..tensor.clone() };
     add(&mut hasher, &rest.encode_to_vec());
     hasher.update(tensor.raw_data());
+    mapped::release(tensor.raw_data());
     hasher.finalize()
 }
 

@@ -30,11 +30,18 @@ pub struct Batch {
     files: Vec<(PathBuf, Vec<Bytes>)>,
     /// Files of this batch that exist already as they are to be.
     pub(super) present: Vec<PathBuf>,
+    /// Nobody waits for the disk.
+    scratch: bool,
     /// Files to remove once nothing refers to them any more.
     pub(super) obsolete: Vec<PathBuf>,
 }
 
 impl Batch {
+    /// No files yet; `scratch` ones are for this process alone and need not outlast a crash.
+    pub fn new(scratch: bool) -> Self {
+        Self { scratch, ..Self::default() }
+    }
+
     /// Adds a file with the content `pieces`, one behind the other.
     pub fn file(&mut self, path: PathBuf, pieces: Vec<Bytes>) {
         self.files.push((path, pieces));
@@ -45,7 +52,7 @@ impl Batch {
     /// # Errors
     /// [`Error::Io`], naming the file.
     pub fn write(self) -> Result<Vec<PathBuf>> {
-        let written = self.files.iter().map(|(path, pieces)| temporary(path, pieces));
+        let written = self.files.iter().map(|(path, pieces)| temporary(path, pieces, self.scratch));
         let written: Vec<_> = written.collect::<Result<_>>()?;
         let mut fresh = Vec::new();
         for ((path, _), file) in self.files.iter().zip(written).rev() {
@@ -58,7 +65,9 @@ impl Batch {
         }
         self.obsolete.iter().map(PathBuf::as_path).for_each(remove);
         let paths: Vec<PathBuf> = self.files.into_iter().map(|(path, _)| path).chain(self.present).collect();
-        paths.iter().map(|path| folder(path)).collect::<BTreeSet<_>>().into_iter().for_each(sync_folder);
+        if !self.scratch {
+            paths.iter().map(|path| folder(path)).collect::<BTreeSet<_>>().into_iter().for_each(sync_folder);
+        }
         Ok(paths)
     }
 }
@@ -80,8 +89,8 @@ fn sync_folder(folder: &Path) {
     }
 }
 
-/// A file on the disk beside `path`, to be renamed to it; it is gone if that does not happen.
-fn temporary(path: &Path, pieces: &[Bytes]) -> Result<NamedTempFile> {
+/// A file beside `path`, on the disk unless it is `scratch`, to be renamed to it; it is gone if that does not happen.
+fn temporary(path: &Path, pieces: &[Bytes], scratch: bool) -> Result<NamedTempFile> {
     let write = || -> IoResult<NamedTempFile> {
         let mut file = tempfile::Builder::new().prefix(".rustq-").tempfile_in(folder(path))?;
         let (mut started, mut written) = (0, 0);
@@ -89,14 +98,16 @@ fn temporary(path: &Path, pieces: &[Bytes]) -> Result<NamedTempFile> {
             for part in piece.chunks(PART) {
                 file.as_file_mut().write_all(part)?;
                 written += part.len();
-                if written - started >= PART {
+                if written - started >= PART && !scratch {
                     start_writing(file.as_file(), started, written - started);
                     started = written;
                 }
             }
             mapped::release(piece);
         }
-        file.as_file().sync_all()?;
+        if !scratch {
+            file.as_file().sync_all()?;
+        }
         keep_permissions(path, file.as_file())?;
         Ok(file)
     };

@@ -227,20 +227,22 @@ pub(super) enum Content<'py> {
     Bytes(PyBackedBytes),
 }
 
-/// Writes files that belong together, all or none of them, models with external data if asked to; returns their paths.
+/// Writes files that belong together, all or none of them, models with external data if asked to; returns their paths. They
+/// are on the disk then, unless they are `scratch`.
 #[pyfunction]
-#[pyo3(signature = (files, external_data=None))]
+#[pyo3(signature = (files, external_data=None, scratch=false))]
 pub(super) fn write_together(
     py: Python<'_>,
     files: Vec<(PathBuf, Content<'_>)>,
     external_data: Option<bool>,
+    scratch: bool,
 ) -> PyResult<Vec<PathBuf>> {
     let external = match external_data {
         None => ExternalData::IfNeeded,
         Some(false) => ExternalData::Never,
         Some(true) => ExternalData::Always,
     };
-    let mut batch = Batch::default();
+    let mut batch = Batch::new(scratch);
     for (path, content) in files {
         match content {
             Content::Model(model) => batch.model(&path, &model.get().0, external)?,
