@@ -178,19 +178,16 @@ impl Calibration {
     ///
     /// # Errors
     /// [`Error::Data`] if it was made from another model, or other channels were asked for.
-    pub fn merge(&mut self, other: &Self) -> Result<()> {
+    pub fn merge(&mut self, other: Self) -> Result<()> {
         if let (Some(ours), Some(theirs)) = (&self.model, &other.model)
             && let Some(what) = ours.difference_of(theirs)
         {
             return Err(Error::Data(format!("the calibrations were made from different models: {what}")));
         }
-        for (name, seen) in &other.tensors {
-            match self.tensors.get_mut(name) {
-                Some(ours) => ours.merge(seen).map_err(|e| about(name, &e))?,
-                None => drop(self.tensors.insert(name.clone(), seen.clone())),
-            }
+        for (name, seen) in other.tensors {
+            self.add(&name, seen)?;
         }
-        self.model = self.model.take().or_else(|| other.model.clone());
+        self.model = self.model.take().or(other.model);
         self.add_runs(other.runs);
         Ok(())
     }
@@ -244,8 +241,8 @@ pub(crate) mod tests {
     #[test]
     fn order_does_not_matter() {
         let (mut ab, mut ba) = (some(1.0), some(7.0));
-        ab.merge(&some(7.0)).unwrap();
-        ba.merge(&some(1.0)).unwrap();
+        ab.merge(some(7.0)).unwrap();
+        ba.merge(some(1.0)).unwrap();
         assert_eq!(ab, ba);
         assert_eq!(ab.to_bytes(), ba.to_bytes());
         assert_eq!((ab.runs(), ab.elements("a"), ab.elements("none")), (2, 1000.0, 0.0));
@@ -257,12 +254,12 @@ pub(crate) mod tests {
         let without = Activation { name: "b", shape: &[5], values: &[0.0; 5], channels: None };
         let mut plain = Calibration::default();
         plain.observe_run(&[without], false).unwrap();
-        assert!(one.merge(&plain).unwrap_err().to_string().contains("tensor 'b'"));
+        assert!(one.merge(plain).unwrap_err().to_string().contains("tensor 'b'"));
         assert!(one.observe_run(&[Activation { shape: &[1, 1], ..without }], true).is_err());
         one.model = Fingerprint::from_bytes(&[0; 24]);
-        two.merge(&one).unwrap();
+        two.merge(one.clone()).unwrap();
         assert_eq!(two.model(), one.model());
         one.model = Fingerprint::from_bytes(&[[1; 8], [0; 8], [0; 8]].concat());
-        assert!(two.merge(&one).unwrap_err().to_string().contains("operator sets 0 and"));
+        assert!(two.merge(one).unwrap_err().to_string().contains("operator sets 0 and"));
     }
 }

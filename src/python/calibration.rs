@@ -64,9 +64,9 @@ impl PyCalibration {
         super::run(py, || observers.drain_into(&mut self.0, runs))
     }
 
-    /// Adds what another saw.
-    fn add(&mut self, py: Python<'_>, other: PyRef<'_, Self>) -> PyResult<()> {
-        let other = &other.0;
+    /// Takes over what another saw, which is empty then.
+    fn add(&mut self, py: Python<'_>, mut other: PyRefMut<'_, Self>) -> PyResult<()> {
+        let other = std::mem::take(&mut other.0);
         super::run(py, || self.0.merge(other))
     }
 
@@ -78,7 +78,7 @@ impl PyCalibration {
     /// What both saw together.
     fn merged(&self, other: PyRef<'_, Self>) -> PyResult<Self> {
         let mut both = self.clone();
-        both.0.merge(&other.0)?;
+        both.0.merge(other.0.clone())?;
         Ok(both)
     }
 
