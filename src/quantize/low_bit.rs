@@ -2,7 +2,7 @@
 //!
 //! 1. [`codecs`]: the number formats, as a table of what each code stands for.
 //! 2. [`encode`]: the scale of each channel or block, and the codes.
-//! 3. [`write`]: codes in a graph, and what decodes them.
+//! 3. [`mod@write`]: codes in a graph, and what decodes them.
 //! 4. [`pass`]: the weights of every product, activations left float.
 
 pub(crate) mod codecs;
