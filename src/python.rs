@@ -85,6 +85,7 @@ fn _rustq(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(quantize::quantize_dynamic, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize_weights, module)?)?;
     module.add_function(wrap_pyfunction!(export::quantize_tensorrt, module)?)?;
+    module.add_function(wrap_pyfunction!(export::quantize_tensorrt_weights, module)?)?;
     module.add_function(wrap_pyfunction!(export::lint_tensorrt, module)?)?;
     module.add_function(wrap_pyfunction!(export::quantize_ascend, module)?)?;
     module.add_function(wrap_pyfunction!(ncnn::ncnn_export, module)?)?;

@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 import pytest
 import test_tensorrt as ours
+import test_tensorrt_codes as codes
 
 pytestmark = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="no tensorrt_rtx")
 
@@ -35,6 +36,12 @@ def errors(model: onnx.ModelProto, path: Path) -> list[str]:
 @pytest.mark.parametrize("name", ["classifier", "mobile", "squeeze_and_excite", "detector", "transformer"])  # fmt: skip
 def test_takes_what_we_write(name: str, precision: str, tmp_path: Path) -> None:
     made = ours.quantized(ours.MODELS[name](), high_precision=precision)
+    assert errors(made, tmp_path / "net.onnx") == []
+
+
+@pytest.mark.parametrize("block", [0, 16, 32, 64])
+def test_takes_weights_of_4_bits(block: int, tmp_path: Path) -> None:
+    made = codes.coded(ours.zoo.transformer(), block_size=block)
     assert errors(made, tmp_path / "net.onnx") == []
 
 

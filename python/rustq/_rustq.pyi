@@ -33,6 +33,7 @@ __all__ = [
     "quantize_dynamic",
     "quantize_static",
     "quantize_tensorrt",
+    "quantize_tensorrt_weights",
     "quantize_weights",
     "unpack_int4",
     "write_together",
@@ -195,6 +196,9 @@ def quantize_weights(
 def quantize_tensorrt(
     model: Model, calibration: Calibration, choices: _Choices, *, half: bool, version: str
 ) -> tuple[_Outcome, str]: ...
+def quantize_tensorrt_weights(
+    model: Model, weights: tuple[str, int | None, bool], choices: _Choices
+) -> _Outcome: ...
 def lint_tensorrt(model: Model) -> list[str]: ...
 def quantize_ascend(
     model: Model, calibration: Calibration, choices: _Choices, *, scheme: str

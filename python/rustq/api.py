@@ -293,7 +293,7 @@ class Task:
             return cls(source, prepared, None, runtime, scheme, config, tuple(notes), shapes=shapes)
         from rustq.corrections import SPREAD, Excerpt, layer_inputs
 
-        if config.activations == "float32":
+        if config.activations == "float32" or config.weights in runtime.weights_alone:
             few = list(islice(data, SPREAD)) if isinstance(data, Iterator) else data
             if config.bias_correction is None:
                 config = replace(config, bias_correction=True)

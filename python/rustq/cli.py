@@ -163,7 +163,8 @@ def commands(context: click.Context) -> None:
     type=click.Choice(WEIGHTS),
     default="int8",
     show_default=True,
-    help="Number format of weights: below 8 bits for onnxruntime, float ones for ncnn.",
+    help="Number format of weights: below 8 bits for onnxruntime (int4 for tensorrt too), float for"
+    " ncnn.",
 )
 @click.option(
     "--activations",

@@ -59,7 +59,8 @@ class QuantConfig:
             have VNNI (or are ARM).
         weights: number format of the weights: `"int8"`; for ONNX Runtime also `"int4"`, `"uint4"`
             (with a zero point), `"log2"` (a sign and an exponent, in 4 bits) and `"binary"` (a
-            sign, times the mean magnitude of the channel); for TensorRT also `"int4"`; for ncnn
+            sign, times the mean magnitude of the channel); for TensorRT also `"int4"`, of matrix
+            products, whose activations then are float; for ncnn
             also `"float16"` and `"float32"`, which quantize nothing and need no data. Without
             data, those below 8 bits leave the activations float. See docs/low-bit.md.
         activations: number format of the activations where there are data: `"int8"` (uint8 with
@@ -67,7 +68,8 @@ class QuantConfig:
             kernel takes, and `"float32"`: only the weights are quantized.
         block_size: int4 and uint4: how many inputs of an output channel share a scale where matrix
             products have float activations: a power of 2 from 16 on, or 0 for all of them. `None`
-            is 32 without data, or with `activations="float32"`, and 0 otherwise; where int8
+            is 32 without data, or with `activations="float32"`, 128 for TensorRT, and 0 otherwise;
+            where int8
             activations are asked for, other sizes leave those of matrix products float. A
             convolution has one scale for each channel.
         quant_format: ONNX Runtime, weights below 8 bits: `"auto"` writes what it runs fastest:

@@ -6,6 +6,7 @@
 //! 4. [`cache`]: the same scales for the implicit mode of TensorRT up to version 10.
 
 mod cache;
+mod codes;
 mod half;
 mod lint;
 mod placement;
@@ -13,6 +14,7 @@ mod placement;
 use std::collections::{BTreeMap, HashMap};
 
 pub use self::cache::Version;
+pub use self::codes::quantize_weights;
 pub use self::lint::lint;
 use self::placement::Placement;
 use super::layers::{Layer, Layers, Row, is_seen, too_noisy, weighted};

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use super::calibration::{PyCalibration, parse_method, parse_scheme};
 use super::correct::PyLayerInputs;
 use super::model::PyModel;
-use super::quantize::{Outcome, outcome};
+use super::quantize::{Outcome, PyFormat, format, outcome};
 use crate::correct::Corrections;
 use crate::export::{Changes, Options, ascend, tensorrt};
 
@@ -56,6 +56,20 @@ pub(super) fn quantize_tensorrt<'py>(
     let (model, calibration) = (&model.0, &calibration.0);
     let done = super::run(py, || tensorrt::quantize(model, calibration, &options, settings))?;
     Ok((outcome(py, done.quantized)?, done.cache))
+}
+
+/// Makes the weights of the matrix products of a folded model 4-bit codes for TensorRT; activations stay float.
+#[pyfunction]
+#[pyo3(signature = (model, weights, choices))]
+pub(super) fn quantize_tensorrt_weights<'py>(
+    py: Python<'py>,
+    model: PyRef<'py, PyModel>,
+    weights: PyFormat,
+    choices: Choices<'py>,
+) -> PyResult<Outcome<'py>> {
+    let (format, options) = (format(weights)?, choices.options()?);
+    let model = &model.0;
+    outcome(py, super::run(py, || tensorrt::quantize_weights(model, format, options))?)
 }
 
 /// What TensorRT would refuse or misread of a quantized model.

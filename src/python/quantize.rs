@@ -77,9 +77,9 @@ pub(super) fn quantize_dynamic<'py>(
 }
 
 /// A number format, inputs that share a scale, and whether only standard operators may be written.
-type PyFormat = (String, Option<usize>, bool);
+pub(super) type PyFormat = (String, Option<usize>, bool);
 
-fn format((name, block, standard): PyFormat) -> PyResult<Format> {
+pub(super) fn format((name, block, standard): PyFormat) -> PyResult<Format> {
     let unknown = || PyValueError::new_err(format!("there is no number format '{name}'"));
     Ok(Format { codec: Codec::named(&name).ok_or_else(unknown)?, block, standard })
 }
@@ -98,6 +98,7 @@ pub(super) fn quantize_weights<'py>(
 ) -> PyResult<Outcome<'py>> {
     let settings = low_bit::Settings {
         format: format(weights)?,
+        runtime: &low_bit::ONNX_RUNTIME,
         corrections: Corrections { rounding: rounding == "learned", bias: bias_correction },
         exclude: exclude.into_iter().collect(),
     };

@@ -11,7 +11,7 @@ mod pass;
 pub(crate) mod write;
 
 pub use codecs::{CODECS, Codec};
-pub use pass::{Settings, quantize_weights};
+pub use pass::{ONNX_RUNTIME, Runtime, Settings, quantize_weights};
 pub(crate) use pass::{Taken, take, verdict, with_contrib};
 
 /// How weights are coded.

@@ -131,6 +131,7 @@ class Target:
         suffix: of its main file.
         knobs: what of `QuantConfig` only it takes.
         weights: the number formats of weights that it can be given.
+        weights_alone: those of them with which its activations stay float.
         measured: whether what ONNX Runtime makes of `Outcome.model` is what the target computes,
             so that errors can be measured there.
     """
@@ -140,6 +141,7 @@ class Target:
     suffix: str = ".onnx"
     knobs: tuple[str, ...] = ()
     weights: tuple[str, ...] = ("int8",)
+    weights_alone: tuple[str, ...] = ()
     measured: bool = True
 
     @property
@@ -228,7 +230,13 @@ TARGETS = {
             knobs=("activations", "block_size", "quant_format"),
             weights=("int8", "int4", "uint4", "log2", "binary"),
         ),
-        Target("tensorrt", ("sym",), knobs=("high_precision", "tensorrt_version")),
+        Target(
+            "tensorrt",
+            ("sym",),
+            knobs=("block_size", "high_precision", "tensorrt_version"),
+            weights=("int8", "int4"),
+            weights_alone=("int4",),
+        ),
         Target("ascend", ("asym", "sym"), knobs=("ascend_qdq",), measured=False),
         Target("ncnn", ("sym",), ".param", weights=("int8", "float16", "float32")),
     )

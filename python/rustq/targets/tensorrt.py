@@ -21,13 +21,21 @@ OPSETS = {"fp32": 17, "fp16": 19}
 """The operator set to write, if the model's is older: all that TensorRT 8.6 knows, or the first
 that has float16 scales."""
 
+CODES_OPSET = 21
+"""The first with 4-bit weights."""
+
+BLOCK_SIZE = 128
+"""TensorRT's documentation names 64 and 128."""
+
 NOISE_PRICE = 3.0
 BATCHES = (1, 8, 32)
 """Smallest, best and largest batch to suggest for a dynamic one."""
 
 
 def make(job: Job) -> Outcome:
-    """Quantizes for TensorRT."""
+    """Quantizes for TensorRT: static with a calibration, or 4-bit weights."""
+    if job.config.codes:
+        return _codes(job)
     if job.calibration is None:
         raise UnsupportedError("tensorrt cannot quantize without calibration data")
     config, notes = job.config, []
@@ -50,6 +58,22 @@ def make(job: Job) -> Outcome:
         version=config.tensorrt_version,
     )
     return Outcome(written, layers, notes + found, {".cache": cache.encode()})
+
+
+def _codes(job: Job) -> Outcome:
+    """Weights of matrix products in 4 bits; all else stays float."""
+    if job.config.high_precision != "fp32":
+        raise UnsupportedError("4-bit weights for TensorRT are for high_precision='fp32'")
+    model, reason = at_least(job.model, CODES_OPSET)
+    if reason:
+        raise UnsupportedError(f"4-bit weights need opset {CODES_OPSET}: {reason}")
+    model = model if model is job.model else folded(model)._core
+    size = BLOCK_SIZE if job.config.block_size is None else job.config.block_size
+    form = (job.config.weights, size or None, True)
+    written, layers, notes = _rustq.quantize_tensorrt_weights(
+        model, form, job.choices(NOISE_PRICE, "minmax")
+    )
+    return Outcome(written, layers, [*notes, "4-bit weights: for TensorRT 10 and later"])
 
 
 def lint(model: Any) -> list[str]:

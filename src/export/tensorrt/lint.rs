@@ -15,6 +15,9 @@ use crate::tensor::{DataType, floats, is_float, signed_bytes};
 /// First operator set with float16 scales.
 pub(super) const HALF_OPSET: i64 = 19;
 
+/// First operator set with 4-bit types, and blocks.
+const FOUR_BIT_OPSET: i64 = 21;
+
 /// Operators that compute on integers themselves.
 const INTEGER_OPERATORS: &[&str] =
     &["ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"];
@@ -95,8 +98,12 @@ impl<'m> Linter<'_, 'm> {
         if !values.iter().all(|&s| s > 0.0 && s.is_finite()) || values.is_empty() {
             broken.push("has a scale that is not positive and finite".to_owned());
         }
-        self.zero_point(values.len(), broken);
         let constant = self.source(input);
+        if let Some(tensor) = constant.filter(|tensor| tensor.data_type() == DataType::Int4 as i32) {
+            self.four_bits(tensor, scales, broken);
+            return;
+        }
+        self.zero_point(values.len(), broken);
         match constant {
             None if values.len() > 1 => broken.push("has a scale per channel for an activation".to_owned()),
             Some(tensor) if values.len() > 1 => self.axis(tensor, values.len(), broken),
@@ -121,6 +128,43 @@ impl<'m> Linter<'_, 'm> {
         }
         if values.len() != count {
             broken.push(format!("has {count} scales, but {} zero points", values.len()));
+        }
+    }
+
+    /// 4-bit weights: a scale for each channel or for each block of its inputs, and no zero point.
+    fn four_bits(&self, tensor: &TensorProto, scales: &TensorProto, broken: &mut Vec<String>) {
+        if self.opset < FOUR_BIT_OPSET {
+            broken.push(format!("has 4-bit weights below operator set {FOUR_BIT_OPSET}"));
+        }
+        if tensor.dims.iter().product::<i64>() % 2 != 0 {
+            broken.push("has an odd number of 4-bit weights".to_owned());
+        }
+        let zero = self.node.input_at(2).map(|name| self.constant(name));
+        let zeros = |zero: &TensorProto| {
+            zero.int32_data.iter().all(|&z| z == 0) && zero.raw_data().iter().all(|&z| z == 0)
+        };
+        if zero.is_some_and(|zero| !zero.is_some_and(zeros)) {
+            broken.push("has a zero point that is not 0".to_owned());
+        }
+        let block = self.node.int("block_size", 0);
+        if block == 0 {
+            if scales.dims.iter().product::<i64>() > 1 {
+                self.axis(tensor, scales.dims.iter().product::<i64>() as usize, broken);
+            }
+            return;
+        }
+        let axis = self.node.int("axis", 1);
+        let blocks = |(at, (&all, &some)): (usize, (&i64, &i64))| match at as i64 == axis {
+            true => some.checked_mul(block) == Some(all),
+            false => all == some,
+        };
+        let fits = tensor.dims.len() == scales.dims.len()
+            && tensor.dims.iter().zip(&scales.dims).enumerate().all(blocks);
+        if !fits {
+            let (weights, scales) = (&tensor.dims, &scales.dims);
+            broken.push(format!(
+                "has scales of the shape {scales:?} for blocks of {block} along axis {axis} of {weights:?}"
+            ));
         }
     }
 
@@ -191,7 +235,8 @@ impl<'m> Linter<'_, 'm> {
             dequantize.input_at(1).and_then(|name| self.constant(name)).is_some_and(|s| !s.dims.is_empty());
         let channels = channel_axis(self.graph, self.id) as i64;
         let weights = dequantize.input_at(0).and_then(|name| self.source(name));
-        if several && weights.is_some() && axis.is_some_and(|axis| axis != channels) {
+        let blocked = dequantize.int("block_size", 0) != 0;
+        if several && !blocked && weights.is_some() && axis.is_some_and(|axis| axis != channels) {
             broken.push(format!(
                 "has scales along axis {} of its weights; its channels are axis {channels}",
                 axis.unwrap_or(0)

@@ -19,11 +19,33 @@ use crate::quantize::writer::Writer;
 use crate::quantize::{LayerRecord, Quantized, in_order, left_float, noise, too_old};
 use crate::tensor::{Parts, shape, tensor};
 
+/// What a runtime takes.
+#[derive(Debug)]
+pub struct Runtime {
+    /// Operators whose weights it decodes.
+    pub operators: &'static [&'static str],
+    /// Why it does not take the weights of a node, besides that.
+    pub decline: fn(&Graph, NodeId) -> Option<&'static str>,
+    /// Whether blocks have to be full: where they would not be, a channel has one scale.
+    pub full_blocks: bool,
+    /// Whether embedding tables may be int8.
+    pub embeddings: bool,
+}
+
+/// ONNX Runtime decodes whatever the operators of the file say.
+pub const ONNX_RUNTIME: Runtime =
+    Runtime { operators: PRODUCTS, decline: |_, _| None, full_blocks: false, embeddings: true };
+
+/// Operators with weights.
+const PRODUCTS: &[&str] = &["Conv", "ConvTranspose", "Gemm", "MatMul"];
+
 /// What to do to the weights of a model.
 #[derive(Debug)]
 pub struct Settings {
     /// How they are coded.
     pub format: Format,
+    /// For what runtime.
+    pub runtime: &'static Runtime,
     /// What to correct, if inputs of the layers are given.
     pub corrections: Corrections,
     /// Nodes that stay as they are, by [label](NodeExt::label).
@@ -47,12 +69,14 @@ pub fn quantize_weights(
     let (mut layers, mut effects) = (Vec::new(), Vec::new());
     for id in 0..graph.nodes().len() {
         let Some(verdict) = verdict(&graph, id, &settings.exclude) else { continue };
+        let verdict = verdict.and_then(|()| settings.runtime.takes(&graph, id));
         let record = LayerRecord::unquantized(&graph, id, verdict.clone().err().unwrap_or_default());
         let record = match verdict {
             Ok(()) => {
                 let moments = inputs.and_then(|inputs| inputs.of(&graph.node(id).output[0]));
                 let correction = moments.map(|moments| (moments, settings.corrections));
-                let taken = take(&mut writer, &graph, id, settings.format, correction)?;
+                let format = settings.runtime.fitted(settings.format, depth(&graph, id)?);
+                let taken = take(&mut writer, &graph, id, format, correction)?;
                 effects.extend(taken.effect);
                 taken.marked(record)
             }
@@ -61,7 +85,9 @@ pub fn quantize_weights(
         layers.push((id, record));
     }
     let Writer { mut patch, mut names, .. } = writer;
-    layers.extend(super::super::embeddings(&graph, &settings.exclude, &mut names, &mut patch)?);
+    if settings.runtime.embeddings {
+        layers.extend(super::super::embeddings(&graph, &settings.exclude, &mut names, &mut patch)?);
+    }
     let model = with_contrib(apply(model.clone(), patch)?)?;
     Ok(Quantized {
         model,
@@ -70,9 +96,31 @@ pub fn quantize_weights(
     })
 }
 
+impl Runtime {
+    /// Whether it takes the weights of node `id`, or why not.
+    fn takes(&self, graph: &Graph, id: NodeId) -> Result<(), String> {
+        let op_type = graph.node(id).op_type();
+        if !self.operators.contains(&op_type) {
+            return Err(format!("the runtime has no such weights for {op_type}"));
+        }
+        (self.decline)(graph, id).map_or(Ok(()), |reason| Err(reason.to_owned()))
+    }
+
+    /// The format for a layer with so many inputs for each output.
+    fn fitted(&self, format: Format, depth: usize) -> Format {
+        let whole = |block: &usize| !self.full_blocks || depth.is_multiple_of(*block);
+        Format { block: format.block.filter(whole), ..format }
+    }
+}
+
+/// How many weights make an output of node `id`.
+fn depth(graph: &Graph, id: NodeId) -> crate::error::Result<usize> {
+    let dims = shape(weight_of(graph, id)?)?;
+    Ok(dims.iter().product::<usize>() / dims[channel_axis(graph, id)].max(1))
+}
+
 /// Whether the weights of node `id` can be coded while its activations stay float, or why not; `None` if it has none.
 pub(crate) fn verdict(graph: &Graph, id: NodeId, exclude: &HashSet<String>) -> Option<Result<(), String>> {
-    const PRODUCTS: &[&str] = &["Conv", "ConvTranspose", "Gemm", "MatMul"];
     let node = graph.node(id);
     if !PRODUCTS.iter().any(|op_type| node.is(op_type)) {
         return crate::ops::without_kernel(node).map(|reason| Err(reason.to_owned()));

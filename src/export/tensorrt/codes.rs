@@ -1,0 +1,40 @@
+//! Weights of matrix products as 4-bit codes, which TensorRT 10 decodes while it multiplies in floating point.
+
+use super::{IR_VERSION, Options, lint};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, NodeId};
+use crate::model::Model;
+use crate::ops::is_plain_product;
+use crate::quantize::Quantized;
+use crate::quantize::low_bit::{self, Format, Runtime};
+use crate::quantize::weights::weight_of;
+
+const TENSORRT: Runtime =
+    Runtime { operators: &["Gemm", "MatMul"], decline, full_blocks: true, embeddings: false };
+
+fn decline(graph: &Graph, id: NodeId) -> Option<&'static str> {
+    let dims = &weight_of(graph, id).ok()?.dims;
+    match dims.as_slice() {
+        [_, _] if !is_plain_product(graph.node(id)) => Some("it scales or transposes its operands"),
+        [rows, columns] if (rows * columns) % 2 == 0 => None,
+        [_, _] => Some("TensorRT wants an even number of 4-bit weights"),
+        _ => Some("TensorRT has 4-bit weights for matrices only"),
+    }
+}
+
+/// Codes the weights of the matrix products of a folded model.
+///
+/// # Errors
+/// [`Error::Tensor`] for weights that are not finite, [`Error::Model`] where TensorRT would refuse the result.
+pub fn quantize_weights(model: &Model, format: Format, options: Options) -> Result<Quantized> {
+    let (inputs, corrections) = (options.changes.inputs, options.changes.corrections);
+    let settings = low_bit::Settings { format, runtime: &TENSORRT, corrections, exclude: options.exclude };
+    let mut done = low_bit::quantize_weights(model, inputs, &settings)?;
+    let mut proto = done.model.into_proto();
+    proto.ir_version = proto.ir_version.map(|version| version.min(IR_VERSION));
+    done.model = Model::from_proto(proto)?;
+    match lint(&done.model).into_iter().next() {
+        Some(finding) => Err(Error::Model(format!("TensorRT would refuse the result: {finding}"))),
+        None => Ok(done),
+    }
+}
