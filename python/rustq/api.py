@@ -171,8 +171,8 @@ def quantize(
         data: `None`; a `Calibration`; an iterable of feeds (a dict by input name, an array for a
             model with one input, a tuple or list in input order); an `.npz` or `.npy` file; a
             folder of them, or of images; a torch `DataLoader` or `Dataset`, a `tf.data.Dataset` or
-            a Hugging Face data set, whose labels are left out. A `torch.nn.Module` is exported
-            with the first sample.
+            a Hugging Face data set, whose labels are left out; a `CalibrationDataReader` of
+            onnxruntime. A `torch.nn.Module` is exported with the first sample.
         scheme: `"asym"`: activations are uint8, scale = (max - min) / 255, with a zero point;
             `"sym"`: int8, scale = absmax / 127, zero point 0. `None` is the target's default:
             `"sym"` for TensorRT and ncnn, which have no other, `"asym"` for the others.

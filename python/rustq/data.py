@@ -6,7 +6,8 @@ Accepted, as `data` everywhere in rustq:
   a model with one input. Arrays are numpy's, or tensors of torch, TensorFlow or JAX (no framework
   is imported), or nested lists. A sample may also be the path of a file as below. A data set that
   has a length and can be indexed, but not iterated, will do as well, and so do those of torch,
-  TensorFlow and Hugging Face, which may hold labels (`rustq.frameworks.data`);
+  TensorFlow and Hugging Face, which may hold labels (`rustq.frameworks.data`), and a
+  `CalibrationDataReader` of onnxruntime (`rustq.readers`);
 - one array, or one mapping of arrays: a whole data set, or one feed;
 - a `.npy` file (models with one input), or an `.npz` file whose keys are the input names (or
   numpy's own `arr_0`, `arr_1`, … in input order);

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rustq.calibration import Calibration
 from rustq.comparison import Tally, run
 from rustq.errors import DataError
+from rustq.readers import adapted
 from rustq.samples import Array, Feed, Session, by_name, conform, inputs_of
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def decibels(noise: float) -> float:
 
 
 def repeatable(data: Any) -> Any:
-    """The data in a form that can be gone through again: an iterator is read into a list.
+    """The data in a form that can be gone through again: an iterator is read into a list, and so is
+    a data reader that cannot be rewound.
 
     Raises:
         DataError: there are no samples in it.
@@ -71,6 +73,7 @@ def repeatable(data: Any) -> Any:
     if data is None or isinstance(data, Calibration):
         given = "none" if data is None else "a Calibration, which holds counts"
         raise DataError(f"samples are needed to measure errors on, and the data are {given}")
+    data = adapted(data)
     return list(data) if isinstance(data, Iterator) else data
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rustq.errors import UnsupportedError
+from rustq.readers import adapted
 
 __all__ = ["FRAMEWORKS", "Framework", "example", "exported", "framework_of", "needed"]
 
@@ -81,7 +82,7 @@ def framework_of(model: Any) -> Framework | None:
 
 def exported(model: Any, data: Any = None) -> tuple[Any, Any]:
     """A model in a form that `rustq.load` takes, and the data, of which an iterator's first samples
-    may have been looked at.
+    may have been looked at; a data reader in a form that can be iterated.
 
     Raises:
         UnsupportedError: a package that exports it is not installed; the message says how it is.
@@ -89,6 +90,7 @@ def exported(model: Any, data: Any = None) -> tuple[Any, Any]:
         DataError: it needs an example of its inputs, and there is none.
         OSError: a file cannot be read.
     """
+    data = adapted(data)
     framework = framework_of(model)
     if framework is None:
         return model, data
