@@ -21,7 +21,7 @@ mod op;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 use crate::calibration::{Calibration, Channels, Seen};
 use crate::error::Result;
@@ -49,6 +49,8 @@ pub struct Wanted {
 #[derive(Debug)]
 pub(crate) struct Slot {
     wanted: Wanted,
+    /// Into how many shares one value is cut, for as many threads.
+    shares: usize,
     /// Each is filled by one thread at a time; counts add up exactly, whichever part they are in.
     parts: Box<[Mutex<Option<Seen>>]>,
 }
@@ -60,10 +62,11 @@ static NEXT_HANDLE: AtomicU64 = AtomicU64::new(1);
 static LIVE: Mutex<BTreeMap<i64, Weak<[Slot]>>> = Mutex::new(BTreeMap::new());
 
 impl Observers {
-    /// Slots for these values, each filled by up to `threads` threads at once.
-    pub fn new(wanted: impl IntoIterator<Item = Wanted>, threads: usize) -> Self {
-        let parts = threads.clamp(1, MOST_PARTS);
-        let slots: Arc<[Slot]> = wanted.into_iter().map(|wanted| Slot::new(wanted, parts)).collect();
+    /// Slots for these values, of which `lanes` are computed at once, each by `threads` threads.
+    pub fn new(wanted: impl IntoIterator<Item = Wanted>, lanes: usize, threads: usize) -> Self {
+        let shares = threads.clamp(1, MOST_PARTS);
+        let parts = shares.saturating_mul(lanes).clamp(1, MOST_PARTS);
+        let slots: Arc<[Slot]> = wanted.into_iter().map(|wanted| Slot::new(wanted, shares, parts)).collect();
         let handle = NEXT_HANDLE.fetch_add(1, Ordering::Relaxed).cast_signed();
         locked(&LIVE).insert(handle, Arc::downgrade(&slots));
         Self { handle, slots }
@@ -114,8 +117,8 @@ impl Drop for Observers {
 }
 
 impl Slot {
-    fn new(wanted: Wanted, parts: usize) -> Self {
-        Self { wanted, parts: (0..parts).map(|_| Mutex::default()).collect() }
+    fn new(wanted: Wanted, shares: usize, parts: usize) -> Self {
+        Self { wanted, shares, parts: (0..parts).map(|_| Mutex::default()).collect() }
     }
 
     /// The slot at `index` of the observers called `handle`, if they live; it keeps them alive.
@@ -126,17 +129,29 @@ impl Slot {
         Some((slots, index))
     }
 
-    /// How many threads may fill it at once.
+    /// Into how many shares a value is cut at most.
     #[cfg_attr(not(feature = "python"), expect(dead_code, reason = "asked by the kernel"))]
-    pub(crate) fn parts(&self) -> usize {
-        self.parts.len()
+    pub(crate) fn shares(&self) -> usize {
+        self.shares
     }
 
-    /// Has `fill` count into a part.
+    /// Has `fill` count into a part that nobody is at: `share`, or one after it.
     #[cfg_attr(not(feature = "python"), expect(dead_code, reason = "called by the kernel"))]
-    pub(crate) fn fill<T>(&self, part: usize, fill: impl FnOnce(&mut Seen) -> T) -> T {
+    pub(crate) fn fill<T>(&self, share: usize, fill: impl FnOnce(&mut Seen) -> T) -> T {
         let nothing = || Seen { channels: self.wanted.channels.map(Channels::along), ..Seen::default() };
-        fill(locked(&self.parts[part]).get_or_insert_with(nothing))
+        let parts = || self.parts.iter().cycle().skip(share).take(self.parts.len());
+        let mut part = parts().find_map(free).unwrap_or_else(|| locked(&self.parts[share]));
+        fill(part.get_or_insert_with(nothing))
+    }
+}
+
+/// The content, unless it is in use.
+#[cfg_attr(not(feature = "python"), expect(dead_code, reason = "for the kernel"))]
+fn free<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(left)) => Some(left.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
     }
 }
 

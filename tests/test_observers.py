@@ -129,7 +129,7 @@ def test_element_types(dtype: Any, threads: int) -> None:
     net = Net()
     x = net.input("x", "n", "m", dtype=dtype)
     model = _rustq.Model.from_bytes(net.model(net.op("Identity", x)).SerializeToString())
-    observers = _rustq.Observers(["x"], threads)
+    observers = _rustq.Observers(["x"], 1, threads)
     serialized = observers.inserted(model).to_bytes()
     session = runner._session(serialized, runner._options(threads, observing=True))
     values = np.random.default_rng(3).normal(size=(3, 60_001)) * 100
@@ -274,7 +274,7 @@ def test_a_session_keeps_its_counters() -> None:
 
 def test_observers_that_are_gone_are_an_error() -> None:
     prepared, _ = _prepare(core_of(zoo.classifier()))
-    serialized = _rustq.Observers(prepared.values_to_observe(), 1).inserted(prepared).to_bytes()
+    serialized = _rustq.Observers(prepared.values_to_observe(), 1, 1).inserted(prepared).to_bytes()
     gc.collect()
     with pytest.raises(rustq.ModelError, match="observers are gone"):
         runner._session(serialized, runner._options(1, observing=True))
@@ -337,7 +337,7 @@ def test_integers_are_not_observed() -> None:
     net = Net()
     x = net.input("x", 4, dtype=np.int64)
     model = net.model(net.op("Cast", x, to=TensorProto.FLOAT))
-    observers = _rustq.Observers(["x"], 1)
+    observers = _rustq.Observers(["x"], 1, 1)
     serialized = observers.inserted(_rustq.Model.from_bytes(model.SerializeToString())).to_bytes()
     session = runner._session(serialized, runner._options(1, observing=True))
     session.run(None, {"x": np.arange(4)})

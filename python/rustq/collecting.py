@@ -10,8 +10,9 @@ from typing import Any
 from rustq import _rustq
 from rustq.config import QuantConfig
 from rustq.data import Feeds, feeds
+from rustq.lanes import Lanes
 from rustq.progress import Progress
-from rustq.runner import Observation, channels_to_observe, inputs_of_model, ways
+from rustq.runner import Observation, channels_to_observe, inputs_of_model, lanes, ways
 from rustq.tally import Interrupts, Tally
 
 __all__ = ["collect"]
@@ -35,8 +36,13 @@ def collect(
     samples = feeds(data, inputs_of_model(model), config.images)
     tally = Tally(model, samples.length, resume)
     if executor is None:
-        channels = channels_to_observe(model, config)
-        observation = Observation(model, config, ways(samples.length), channels)
+        observation = Observation(
+            model,
+            config,
+            ways(samples.length),
+            channels_to_observe(model, config),
+            lanes(config, samples.length),
+        )
         _here(observation, samples, tally, report)
     else:
         from rustq.shards import collect_on
@@ -47,7 +53,7 @@ def collect(
 
 
 def _here(observation: Observation, samples: Feeds, tally: Tally, report: Progress) -> None:
-    """Counts what is missing, one item after the other."""
+    """Counts what is missing, in the order of the items."""
     first = next(tally.missing(), None)
     if first is None:
         return
@@ -56,12 +62,16 @@ def _here(observation: Observation, samples: Feeds, tally: Tally, report: Progre
     whole = True  # the counters hold the items from `taken` to before `number`, and no part of one
 
     def keep() -> None:
-        nonlocal taken
-        if number > taken:
-            tally.add(observation.take(), taken, number)
-        taken = number
+        nonlocal taken, whole
+        with interrupts.held():
+            whole = False
+            running.finish()
+            whole = True
+            if number > taken:
+                tally.add(observation.take(), taken, number)
+            taken = number
 
-    with interrupts.deferred():
+    with interrupts.deferred(), Lanes(observation) as running:
         try:
             for item in samples.items(number):
                 if number in tally:
@@ -71,7 +81,7 @@ def _here(observation: Observation, samples: Feeds, tally: Tally, report: Progre
                 with interrupts.held():
                     for feed in item:
                         whole = False
-                        observation.observe(feed, number)
+                        running.observe(feed, number)
                     number, whole = number + 1, True
                 report(tally.items + number - taken, samples.length)
                 if tally.due():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +22,22 @@ if TYPE_CHECKING:
     from rustq.config import QuantConfig
     from rustq.samples import Feed
 
-__all__ = ["Observation", "Run", "channels_to_observe", "inputs_of_model", "session", "ways"]
+__all__ = [
+    "Observation",
+    "Run",
+    "channels_to_observe",
+    "inputs_of_model",
+    "lanes",
+    "session",
+    "ways",
+]
 
 CPU = "CPUExecutionProvider"
 
 FEW = 20
+
+MOST_LANES = 4
+"""Samples that are run at once, at most: each needs memory for its activations."""
 
 _WEIGHTS_APART = {
     "session.disable_prepacking": "1",
@@ -151,9 +164,12 @@ class Observation:
       next one starts.
 
     `channels` asks for the extremes of each channel of some tensors as well: their axis, by name.
+    `lanes` is how many feeds shall be observed at once, each by its share of the threads: most
+    models cannot keep two threads as busy within an operator.
 
     Attributes:
         way: the way taken.
+        lanes: how many threads may call `observe` at once; 1 where outputs are counted.
         runs: inferences since the last `take`.
     """
 
@@ -165,8 +181,10 @@ class Observation:
         config: QuantConfig,
         ways: Sequence[str] = WAYS,
         channels: Mapping[str, int] | None = None,
+        lanes: int = 1,
     ) -> None:
         self.runs = 0
+        self._counting = threading.Lock()
         self._model = model
         self._channels = channels or {}
         self._wanted = model.values_to_observe()
@@ -176,9 +194,12 @@ class Observation:
         self._parallel = config.threads != 1
         self._who = "ONNX Runtime" if config.runner is None else "the runner"
         for way in _possible(config, bool(self._wanted), model.op_counts, ways):
-            self.way = way
+            self.way, self.lanes, share = way, 1, config
+            if way != "outputs" and lanes > 1:
+                self.lanes = lanes
+                share = replace(config, threads=max(1, _threads(config) // lanes))
             try:
-                self._run: Run = getattr(self, f"_with_{way}")(model, config)
+                self._run: Run = getattr(self, f"_with_{way}")(model, share)
                 return
             except ValueError:
                 raise
@@ -228,8 +249,8 @@ class Observation:
         return partial(made.run, None)
 
     def _observed(self, model: _rustq.Model, config: QuantConfig) -> _rustq.Model:
-        threads = config.threads or os.cpu_count() or 1
-        self._observers = _rustq.Observers(self._wanted, threads, self._channels)
+        threads = _threads(config)
+        self._observers = _rustq.Observers(self._wanted, self.lanes, threads, self._channels)
         return self._observers.inserted(model)
 
     def observe(self, feed: Feed, number: int) -> None:
@@ -247,7 +268,8 @@ class Observation:
         if self._observers is None and self._wanted:
             arrays = self._floats(values)
             self._seen.observe(list(arrays), list(arrays.values()), self._parallel, self._channels)
-        self.runs += 1
+        with self._counting:
+            self.runs += 1
 
     def _floats(self, values: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
         """The values that are wanted, by name, without those that are not floating-point."""
@@ -288,6 +310,17 @@ def ways(samples: int | None) -> Sequence[str]:
     """Those that pay for so many samples: to optimize a graph first, and run it in a second
     session, takes about as long as `FEW` of them gain."""
     return Observation.WAYS[samples is not None and samples < FEW :]
+
+
+def lanes(config: QuantConfig, samples: int | None) -> int:
+    """How many of so many samples to run at once, unless the user says how they are run."""
+    if config.session_options or config.runner is not None:
+        return 1
+    return max(1, min(_threads(config), MOST_LANES, MOST_LANES if samples is None else samples))
+
+
+def _threads(config: QuantConfig) -> int:
+    return config.threads or os.cpu_count() or 1
 
 
 def channels_to_observe(model: _rustq.Model, config: QuantConfig) -> Mapping[str, int]:

@@ -218,7 +218,7 @@ unsafe extern "system" fn compute(kernel: *mut c_void, context: *mut KernelConte
             }
             _ => values,
         };
-        let parts = (values.len() / SHARE).clamp(1, slot.parts());
+        let parts = (values.len() / SHARE).clamp(1, slot.shares());
         let work = Work { slot, shape: &shape, values, parts, failure: Mutex::default() };
         if parts == 1 {
             work.count(0);

@@ -149,13 +149,13 @@ pub(super) struct PyObservers(Observers);
 
 #[pymethods]
 impl PyObservers {
-    /// Counters for these values, each filled by up to `threads` threads at once; for those in `channels`, of each
-    /// channel along that axis too.
+    /// Counters for these values, of which `lanes` are computed at once, each by `threads` threads; for those in
+    /// `channels`, of each channel along that axis too.
     #[new]
-    #[pyo3(signature = (names, threads, channels=HashMap::new()))]
-    fn new(names: Vec<String>, threads: usize, channels: HashMap<String, i64>) -> Self {
+    #[pyo3(signature = (names, lanes, threads, channels=HashMap::new()))]
+    fn new(names: Vec<String>, lanes: usize, threads: usize, channels: HashMap<String, i64>) -> Self {
         let wanted = |name: String| Wanted { channels: channels.get(&name).copied(), name };
-        Self(Observers::new(names.into_iter().map(wanted), threads))
+        Self(Observers::new(names.into_iter().map(wanted), lanes, threads))
     }
 
     /// The model with a node beside each value that counts it.
