@@ -51,8 +51,16 @@ pub(crate) struct Slot {
     wanted: Wanted,
     /// Into how many shares one value is cut, for as many threads.
     shares: usize,
-    /// Each is filled by one thread at a time; counts add up exactly, whichever part they are in.
-    parts: Box<[Mutex<Option<Seen>>]>,
+    /// Counts add up exactly, whichever part they are in.
+    parts: Box<[Part]>,
+}
+
+/// What one thread at a time counts; mostly the same, whose cache then has the counters.
+#[derive(Debug, Default)]
+struct Part {
+    /// The thread that it was for first; 0 for none yet.
+    owner: AtomicU64,
+    seen: Mutex<Option<Seen>>,
 }
 
 /// More threads than this seldom have enough values each.
@@ -100,7 +108,7 @@ impl Observers {
     pub fn drain_into(&self, calibration: &mut Calibration, runs: u64) -> Result<()> {
         for slot in &*self.slots {
             for part in &slot.parts {
-                if let Some(seen) = locked(part).take() {
+                if let Some(seen) = locked(&part.seen).take() {
                     calibration.add(&slot.wanted.name, seen)?;
                 }
             }
@@ -118,7 +126,7 @@ impl Drop for Observers {
 
 impl Slot {
     fn new(wanted: Wanted, shares: usize, parts: usize) -> Self {
-        Self { wanted, shares, parts: (0..parts).map(|_| Mutex::default()).collect() }
+        Self { wanted, shares, parts: (0..parts).map(|_| Part::default()).collect() }
     }
 
     /// The slot at `index` of the observers called `handle`, if they live; it keeps them alive.
@@ -135,23 +143,36 @@ impl Slot {
         self.shares
     }
 
-    /// Has `fill` count into a part that nobody is at: `share`, or one after it.
+    /// Has `fill` count into a part that nobody is at: this thread's own, or else any.
     #[cfg_attr(not(feature = "python"), expect(dead_code, reason = "called by the kernel"))]
-    pub(crate) fn fill<T>(&self, share: usize, fill: impl FnOnce(&mut Seen) -> T) -> T {
+    pub(crate) fn fill<T>(&self, fill: impl FnOnce(&mut Seen) -> T) -> T {
         let nothing = || Seen { channels: self.wanted.channels.map(Channels::along), ..Seen::default() };
-        let parts = || self.parts.iter().cycle().skip(share).take(self.parts.len());
-        let mut part = parts().find_map(free).unwrap_or_else(|| locked(&self.parts[share]));
-        fill(part.get_or_insert_with(nothing))
+        let own = || self.parts.iter().find(|part| part.is_own()).and_then(Part::free);
+        let other = || self.parts.iter().find_map(Part::free);
+        let mut seen = own().or_else(other).unwrap_or_else(|| locked(&self.parts[0].seen));
+        fill(seen.get_or_insert_with(nothing))
     }
 }
 
-/// The content, unless it is in use.
 #[cfg_attr(not(feature = "python"), expect(dead_code, reason = "for the kernel"))]
-fn free<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    match mutex.try_lock() {
-        Ok(guard) => Some(guard),
-        Err(TryLockError::Poisoned(left)) => Some(left.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
+impl Part {
+    /// Whether it is this thread's, to which it goes if it is nobody's.
+    fn is_own(&self) -> bool {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        thread_local!(static ME: u64 = NEXT.fetch_add(1, Ordering::Relaxed));
+        let me = ME.with(|&me| me);
+        let owner = self.owner.load(Ordering::Relaxed);
+        let taken = || self.owner.compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        owner == me || (owner == 0 && taken())
+    }
+
+    /// The counters, unless they are in use.
+    fn free(&self) -> Option<MutexGuard<'_, Option<Seen>>> {
+        match self.seen.try_lock() {
+            Ok(seen) => Some(seen),
+            Err(TryLockError::Poisoned(left)) => Some(left.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }
 

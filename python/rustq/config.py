@@ -105,8 +105,9 @@ class QuantConfig:
         images: how image files become model inputs; `None` derives it from the model's input shape.
         input_shapes: shapes of inputs by name, for targets that need fixed ones (ncnn). Where it is
             left out they come from the model, or from the first sample. Stored as pairs.
-        threads: threads that ONNX Runtime uses within an operator while it runs the float model;
-            `None` lets it choose.
+        threads: threads that run the float model: up to four samples at once while it is
+            calibrated, each by its share of them, unless `session_options` or `runner` say how.
+            `None` is one for each core.
         providers: ONNX Runtime execution providers for the float model, in order of preference:
             names, or pairs of a name and a dict of options. Stored as a tuple.
         session_options: attributes of `onnxruntime.SessionOptions`, such as

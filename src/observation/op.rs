@@ -354,7 +354,7 @@ impl Work<'_> {
         let (length, part_of) = (self.values.len(), self.parts);
         let at = |part: usize| (length as u128 * part as u128 / part_of as u128) as usize;
         let share = at(part)..at(part + 1);
-        let counted = self.slot.fill(part, |seen| match self.values {
+        let counted = self.slot.fill(|seen| match self.values {
             Values::F32(x) => seen.observe(self.shape, share.start, &x[share]),
             Values::F16(x) => self.converted(seen, share.start, &x[share], |v| v.to_f32()),
             Values::F64(x) => self.converted(seen, share.start, &x[share], |v| v as f32),
