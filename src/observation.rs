@@ -154,7 +154,6 @@ impl Slot {
     }
 }
 
-#[cfg_attr(not(feature = "python"), expect(dead_code, reason = "for the kernel"))]
 impl Part {
     /// Whether it is this thread's, to which it goes if it is nobody's.
     fn is_own(&self) -> bool {

@@ -70,6 +70,12 @@ fn describe(error: &std::io::Error) -> String {
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
 
+/// Gives memory that was freed back to the system.
+#[pyfunction]
+fn trim_memory(py: Python<'_>) {
+    py.detach(crate::mapped::trim);
+}
+
 /// The native part of rustq.
 #[pymodule(gil_used = true)]
 fn _rustq(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -95,6 +101,7 @@ fn _rustq(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(kernels::dequantize, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::fake_quantize, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::min_max, module)?)?;
+    module.add_function(wrap_pyfunction!(trim_memory, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::histogram, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::quantization_error, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::absmax_quantize, module)?)?;

@@ -331,6 +331,7 @@ class Task:
         self, excluded: Sequence[str] = (), *, everything: bool = False, named: bool = False
     ) -> Outcome:
         """What the target makes of it with these nodes in float, besides those of the config."""
+        _rustq.trim_memory()  # what sessions before it have left
         excludes = self.config.excludes
         names = {name for name, op_type in self.model.nodes if excludes(name, op_type)}
         kept = sorted(names.union(excluded))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rustq import _rustq
-from rustq.data import feeds, inputs_of
-from rustq.runner import session
+from rustq.data import feeds
+from rustq.runner import inputs_of_model, session
 
 if TYPE_CHECKING:
     from rustq.config import QuantConfig
@@ -42,12 +42,12 @@ class Excerpt:
             yield sample
 
     def feeds(
-        self, runner: Any, config: QuantConfig, calibrated: int, count: int = SAMPLES
+        self, model: _rustq.Model, config: QuantConfig, calibrated: int, count: int = SAMPLES
     ) -> Iterator[Any]:
-        """About `count` of the `calibrated` samples, as feeds of this session."""
+        """About `count` of the `calibrated` samples, as feeds of this model."""
         again = self.data if self._first is None else self._first
         among = min(calibrated, SPREAD) if self._first is None else SAMPLES
-        samples = feeds(again, inputs_of(runner), config.images)
+        samples = feeds(again, inputs_of_model(model), config.images)
         return islice(samples, 0, among, max(among // count, 1))
 
 
@@ -66,7 +66,7 @@ def layer_inputs(
         if isinstance(config.providers, str)
         else tuple(config.providers),
     )
-    for feed in excerpt.feeds(runner, config, calibrated):
+    for feed in excerpt.feeds(model, config, calibrated):
         values = zip(seen.values, runner.run(seen.values, feed), strict=True)
         floats = {name: np.ascontiguousarray(v) for name, v in values if v.dtype == np.float32}
         seen.observe(list(floats), list(floats.values()))

@@ -119,6 +119,7 @@ def _session(
     if isinstance(model, _rustq.Model):
         return _session_of(model, options, providers)
     source = model if isinstance(model, bytes) else str(Path(model))
+    _rustq.trim_memory()  # what sessions before it have left
     try:
         return ort.InferenceSession(source, options, providers=list(providers))
     except Exception as error:  # the classes of onnxruntime's exceptions are not public

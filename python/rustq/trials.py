@@ -23,7 +23,6 @@ from rustq import text
 from rustq.corrections import Excerpt, layer_inputs
 from rustq.errors import ModelError
 from rustq.measuring import Reference, decibels
-from rustq.runner import session
 
 if TYPE_CHECKING:
     from rustq.api import Task
@@ -123,7 +122,7 @@ def chosen(task: Task, excerpt: Excerpt) -> Task:
     candidates = [each for each in _ways(task) if each.fits(task.config)]
     count = min(max(seen // EACH, LEAST), MOST)
     model = task.as_run
-    feeds = excerpt.feeds(session(model), task.config, seen, count)
+    feeds = excerpt.feeds(model, task.config, seen, count)
     try:
         reference = Reference(model, list(islice(feeds, count)), task.sessions)
     except ModelError:

@@ -28,6 +28,8 @@ mod noise;
 
 use std::collections::HashMap;
 
+use rayon::prelude::*;
+
 use super::cost;
 use super::placement::Placement;
 use super::sites::Sites;
@@ -103,28 +105,32 @@ fn of_those<'m>(
             groups.pin(value);
         }
     }
-    let ratios = groups.ratios();
     let model = noise::Model::new(placement, scheme, inputs);
-    let mut best: HashMap<&str, (f64, Balance)> = HashMap::new();
-    for strength in STRENGTHS {
-        let mut found: HashMap<&str, (f64, Balance)> = HashMap::new();
-        for (value, ratios) in &ratios {
-            let factors =
-                ratios.iter().map(|ratio| (ratio * HEADROOM).clamp(QUIETEST, 1.0).powf(strength)).collect();
-            let balanced = groups.balanced(value, factors);
-            let (noise, members) = found.entry(groups.component(value)).or_default();
-            *noise += model.of(value, &balanced);
+    let mut ratios: Vec<_> = groups.ratios().into_iter().collect();
+    ratios.sort_unstable_by_key(|(value, _)| *value);
+    // One value after the other: its weights, as the noise needs them, are many.
+    let tried = ratios.into_par_iter().map(|(value, ratios)| {
+        let factors = |strength: f32| {
+            ratios.iter().map(|ratio| (ratio * HEADROOM).clamp(QUIETEST, 1.0).powf(strength)).collect()
+        };
+        let balanced = STRENGTHS.map(|strength| groups.balanced(value, factors(strength)));
+        (value, model.of(value, &balanced), balanced)
+    });
+    let mut found: HashMap<&str, [(f64, Balance); STRENGTHS.len()]> = HashMap::new();
+    for (value, noises, balanced) in tried.collect::<Vec<_>>() {
+        let component = found.entry(groups.component(value)).or_default();
+        for ((sum, members), (noise, balanced)) in component.iter_mut().zip(noises.into_iter().zip(balanced))
+        {
+            *sum += noise;
             members.insert(value, balanced);
         }
-        for (component, candidate) in found {
-            match best.get(component) {
-                Some(known) if known.0 <= candidate.0 => {}
-                _ => drop(best.insert(component, candidate)),
-            }
-        }
     }
+    let best = found.into_values().filter_map(|strengths| {
+        let least = strengths.into_iter().reduce(|best, next| if best.0 <= next.0 { best } else { next });
+        least.map(|(_, members)| members)
+    });
     let uneven = |balanced: &Balanced| balanced.factors.iter().any(|&factor| factor != 1.0);
-    best.into_values().flat_map(|(_, members)| members).filter(|(_, b)| uneven(b)).collect()
+    best.flatten().filter(|(_, b)| uneven(b)).collect()
 }
 
 /// Whether a value that becomes integers can be divided by something before.

@@ -137,7 +137,7 @@ pub(crate) fn quantize(
     let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
     let (mut values, dims) = (Parts::of(weight)?, shape(weight)?);
     if factors.input.is_some() || factors.output.is_some() {
-        let mut scaled = values.all().into_owned();
+        let mut scaled = values.into_vec();
         Inputs::of(graph.node(id), &dims, axis).take_up(factors, &mut scaled);
         values = Parts::from(scaled);
     }

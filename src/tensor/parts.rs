@@ -48,6 +48,18 @@ impl<'t> Parts<'t> {
         self.part(0..self.length)
     }
 
+    /// A copy of all of them. Gives the pages of a mapped file back.
+    pub fn into_vec(self) -> Vec<f32> {
+        match self.source {
+            Source::Values(values) => values,
+            Source::Bytes(bytes) => {
+                let values = self.all().into_owned();
+                mapped::release(bytes.as_flattened());
+                values
+            }
+        }
+    }
+
     /// The values of these indices; without a copy where they lie in memory as floats do.
     fn part(&self, range: Range<usize>) -> Cow<'_, [f32]> {
         match &self.source {

@@ -18,12 +18,13 @@ use rayon::prelude::*;
 
 use super::Balanced;
 use crate::correct::LayerInputs;
-use crate::graph::NodeExt;
+use crate::graph::{Graph, NodeExt};
 use crate::ops::Role;
 use crate::qparams::Scheme;
 use crate::quantize::placement::Placement;
+use crate::quantize::sites::Site;
 use crate::quantize::weights::{Inputs, channel_axis};
-use crate::tensor::{floats, shape};
+use crate::tensor::{Parts, shape};
 
 /// Weights that read a value.
 struct Product {
@@ -40,47 +41,50 @@ struct Product {
 pub(super) struct Model<'p, 'm> {
     placement: Placement<'p, 'm>,
     scheme: Scheme,
-    products: HashMap<usize, Product>,
     /// Mean square of the channels that the products multiply, where some of it was seen.
     powers: HashMap<&'m str, Vec<f64>>,
 }
 
 impl<'p, 'm> Model<'p, 'm> {
     pub fn new(placement: &Placement<'p, 'm>, scheme: Scheme, inputs: Option<&LayerInputs>) -> Self {
-        let linear: Vec<usize> =
-            placement.integer_sites().filter(|(_, s)| s.op.role == Role::Linear).map(|(i, _)| i).collect();
-        let power = |&i: &usize| {
-            let site = &placement.sites.all[i];
+        let linear = placement.integer_sites().filter(|(_, site)| site.op.role == Role::Linear);
+        let power = |(_, site): (usize, &Site<'m>)| {
             let moments = inputs?.of(&placement.graph.node(site.id).output[0])?;
             let count = placement.calibration.channels(site.inputs[0])?.min().len();
             Some((site.inputs[0], moments.powers(count)?))
         };
-        let powers = linear.iter().filter_map(power).collect();
-        let products = linear.into_par_iter().filter_map(|i| Some((i, Product::of(placement, i)?))).collect();
-        Self { placement: *placement, scheme, products, powers }
+        let powers = linear.filter_map(power).collect();
+        Self { placement: *placement, scheme, powers }
     }
 
-    /// Noise in what reads `value`.
-    pub fn of(&self, value: &str, balanced: &Balanced) -> f64 {
-        let Some(power) = self.powers(value) else { return 0.0 };
-        let step = f64::from(balanced.params(self.scheme).scale[0]);
-        let errors: Vec<f64> =
-            balanced.factors.iter().map(|&r| (step * f64::from(r)).powi(2) / 12.0).collect();
-        let mut noise = 0.0;
+    /// Noise in what reads `value`, for each way to divide it.
+    pub fn of<const N: usize>(&self, value: &str, ways: &[Balanced; N]) -> [f64; N] {
+        let Some(power) = self.powers(value) else { return [0.0; N] };
+        let errors = ways.each_ref().map(|balanced| {
+            let step = f64::from(balanced.params(self.scheme).scale[0]);
+            balanced.factors.iter().map(|&r| (step * f64::from(r)).powi(2) / 12.0).collect::<Vec<f64>>()
+        });
+        let mut noises = [0.0; N];
         let mut others = self.placement.has_float_reader(value);
-        for (i, site) in self.placement.integer_sites() {
+        for (_, site) in self.placement.integer_sites() {
             if !site.inputs.contains(&value) {
                 continue;
             }
-            match self.products.get(&i) {
-                Some(product) => noise += product.noise(&power, &errors, &balanced.factors),
+            match Product::of(self.placement.graph, site) {
+                Some(product) => {
+                    for ((noise, balanced), errors) in noises.iter_mut().zip(ways).zip(&errors) {
+                        *noise += product.noise(&power, errors, &balanced.factors);
+                    }
+                }
                 None => others = true,
             }
         }
         if others {
-            noise += errors.iter().sum::<f64>() / power.iter().sum::<f64>();
+            for (noise, errors) in noises.iter_mut().zip(&errors) {
+                *noise += errors.iter().sum::<f64>() / power.iter().sum::<f64>();
+            }
         }
-        noise
+        noises
     }
 
     /// Mean square of each channel; where it was not seen it is taken to be in the same ratio to the largest magnitude
@@ -99,11 +103,14 @@ impl<'p, 'm> Model<'p, 'm> {
 }
 
 impl Product {
-    fn of(placement: &Placement, i: usize) -> Option<Self> {
-        let (graph, site) = (placement.graph, &placement.sites.all[i]);
+    fn of(graph: &Graph, site: &Site) -> Option<Self> {
+        if site.op.role != Role::Linear {
+            return None;
+        }
         let node = graph.node(site.id);
         let weight = graph.constant(node.input_at(1)?)?;
-        let (values, dims, axis) = (floats(weight).ok()?, shape(weight).ok()?, channel_axis(graph, site.id));
+        let values = Parts::of(weight).ok()?.into_vec();
+        let (dims, axis) = (shape(weight).ok()?, channel_axis(graph, site.id));
         let inputs = Inputs::of(node, &dims, axis);
         let (outputs, depth) = (dims[axis], dims[1 - axis]);
         let (mut squares, mut largest) = (vec![0.0; outputs * depth], vec![0.0_f32; outputs * depth]);
