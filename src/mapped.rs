@@ -131,6 +131,7 @@ impl Drop for Mapped {
 }
 
 /// Gives memory that was freed back to the system. glibc keeps much of it, which ONNX Runtime's sessions then have twice.
+#[cfg_attr(not(feature = "python"), expect(dead_code, reason = "asked by Python, which has the sessions"))]
 pub(crate) fn trim() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it takes a number.
