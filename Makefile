@@ -9,16 +9,17 @@ SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
-# Stamps: the build tool, the development tools, and what the package was last built from.
+# Stamps: the build tool, the development tools, those of the site, and what the package was last built from.
 BUILDER := $(VENV)/.builder
 TOOLS := $(VENV)/.tools
+SITE_TOOLS := $(VENV)/.site-tools
 INSTALLED := $(VENV)/.installed
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 
 MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/maturin
 WITH_PYTHON := PYO3_PYTHON="$(abspath $(PY))"
 
-.PHONY: help demo develop test test-rust test-python test-tensorrt test-pnnx test-frameworks check format lint lint-rust lint-python docs bench bench-fold bench-peers bench-large bench-targets zoo ncnn \
+.PHONY: help demo develop test test-rust test-python test-tensorrt test-pnnx test-frameworks check format lint lint-rust lint-python docs docs-rust site bench bench-fold bench-peers bench-large bench-targets zoo ncnn \
 	exhaustive test-aarch64 sanitize fuzz audit \
 	release wheel sdist clean
 
@@ -111,9 +112,15 @@ lint-python: $(INSTALLED) $(TOOLS)
 	$(BIN)/ruff check .
 	$(PY) -m mypy
 	$(PY) -m mypy.stubtest rustq._rustq
+	$(PY) scripts/draw_concepts.py --check
 
-docs: ## build the Rust documentation, private items too; a broken link fails
+docs: docs-rust site ## build the documentation: of the Rust code, private items too, and the site; a warning fails
+
+docs-rust:
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --locked --no-deps --document-private-items
+
+site: $(SITE_TOOLS) ## build the documentation site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: release $(TOOLS) ## time rustq, onnxruntime and numpy side by side, and `import rustq`
 	$(PY) -m pytest -q benches/test_times.py
@@ -158,7 +165,7 @@ sdist: $(BUILDER) ## build the source distribution in dist/
 	$(MATURIN) sdist --out dist
 
 clean: ## remove everything that was built or installed
-	rm -rf $(VENV) $(FRAMEWORKS) target fuzz/target dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(FRAMEWORKS) target fuzz/target dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -f python/rustq/_rustq*.so python/rustq/_rustq*.pyd
 	find python tests benches scripts -name __pycache__ -prune -exec rm -rf {} +
 
@@ -178,8 +185,13 @@ $(BUILDER): requirements-dev.txt | $(PY)
 	$(PY) -m pip install --quiet --disable-pip-version-check maturin -c requirements-dev.txt
 	@touch $@
 
-$(TOOLS): requirements-dev.txt $(BUILDER)
+$(TOOLS): requirements-dev.txt requirements-tutorial.txt $(BUILDER)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-tutorial.txt
+	@touch $@
+
+$(SITE_TOOLS): requirements-docs.txt $(TOOLS)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	@touch $@
 
 $(INSTALLED): $(SOURCES) $(BUILDER)
