@@ -63,7 +63,7 @@ def batched(feeds: Sequence[zoo.Feed], size: int) -> list[zoo.Feed] | None:
 def row(case: zoo.Case, samples: int) -> list[str]:
     """The line of a case."""
     feeds = case.calibration[:samples]
-    model, _ = _prepare(core_of(case.model))
+    model, *_ = _prepare(core_of(case.model))
     ways, reference = [], counted(model, feeds, "outputs")
     for way in ("nodes", "blocks"):
         try:

@@ -15,6 +15,7 @@ use std::collections::{HashMap, HashSet};
 use crate::calibration::Calibration;
 use crate::correct::{self, Corrections, LayerInputs};
 use crate::error::Result;
+use crate::given::Given;
 use crate::graph::{Graph, NodeId};
 use crate::model::Model;
 use crate::qparams::Scheme;
@@ -36,6 +37,8 @@ pub struct Options<'i> {
     pub exclude: HashSet<String>,
     /// What is changed in the float model beforehand.
     pub changes: Changes<'i>,
+    /// Parameters that the model came with: they are kept, and what has them runs on integers.
+    pub given: Given,
 }
 
 /// What is changed in the float model, for the sake of its integers.

@@ -8,6 +8,7 @@
 //! * [`graph`] is a read-only index and [`patch`] the one way to edit.
 //! * [`composites`] recognises operators that are spelled out in several nodes.
 //! * [`fold`] simplifies; [`observation`], [`observer`] and [`ranges`] summarise activations; [`qparams`] does all scale arithmetic.
+//! * [`given`] keeps the quantization that a model comes with.
 //! * [`correct`] makes up for what rounding does.
 //! * [`quantize`] decides what becomes int8 and writes it as QuantizeLinear/DequantizeLinear pairs; [`export`] does so for
 //!   other runtimes than ONNX Runtime.
@@ -27,6 +28,8 @@ pub mod error;
 pub mod export;
 #[forbid(unsafe_code)]
 pub mod fold;
+#[forbid(unsafe_code)]
+pub mod given;
 #[forbid(unsafe_code)]
 pub mod graph;
 pub mod kernels;

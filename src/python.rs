@@ -3,6 +3,7 @@
 mod calibration;
 mod correct;
 mod export;
+mod given;
 mod kernels;
 mod model;
 mod ncnn;
@@ -86,6 +87,7 @@ fn _rustq(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<calibration::PyCalibration>()?;
     module.add_class::<calibration::PyObservers>()?;
     module.add_class::<correct::PyLayerInputs>()?;
+    module.add_class::<given::PyGiven>()?;
     module.add_function(wrap_pyfunction!(model::write_together, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize_static, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize_dynamic, module)?)?;

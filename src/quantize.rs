@@ -31,10 +31,12 @@ use crate::correct::{self, Corrections, LayerInputs};
 use crate::error::{Error, Result};
 use crate::export;
 use crate::fold::batch_norms_as_convolutions;
+use crate::given::Given;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
+use crate::ops::Role;
 use crate::patch::{Patch, apply};
-use crate::qparams::{QuantParams, Scheme};
+use crate::qparams::{QuantParams, Range, Scheme};
 use crate::ranges::Method;
 use balance::Balance;
 pub use dynamic::quantize_dynamic;
@@ -76,6 +78,8 @@ pub struct Options {
     pub exclude: HashSet<String>,
     /// Whether everything else that has an integer kernel runs on it, whatever that costs.
     pub everything: bool,
+    /// Parameters that the model came with: they are kept, and what has them runs on integers.
+    pub given: Given,
 }
 
 /// A quantized model and how it came about.
@@ -131,7 +135,9 @@ pub fn quantize_static(
     let graph = Graph::new(model.graph());
     let Choice { sites, forced, best, activations, balance } = choose(&graph, calibration, options)?;
     let static_shapes = graph.has_static_inputs();
-    let placement = Placement { graph: &graph, sites: &sites, int8: &best.int8, calibration, static_shapes };
+    let given = &options.given;
+    let placement =
+        Placement { graph: &graph, sites: &sites, int8: &best.int8, calibration, given, static_shapes };
     let plan = emit::Plan {
         placement,
         activations: &activations,
@@ -158,8 +164,10 @@ pub fn quantize_static(
         activations: &activations,
         balance: &balance,
         weights: &emitted.weights,
+        given,
     };
     let (mut layers, mut notes) = (decisions.layers(), decisions.notes());
+    notes.extend(given.remarks(&graph, |value| activations.contains_key(value)));
     for (id, layer) in &mut layers {
         if let Some(taken) = coded.get(id) {
             *layer = taken.marked(layer.clone());
@@ -168,7 +176,7 @@ pub fn quantize_static(
     let effects = emitted.weights.values().filter_map(|weights| weights.effect);
     notes.extend(correct::note(effects.chain(coded.values().filter_map(|taken| taken.effect))));
     let Writer { mut patch, mut names, .. } = emitted.writer;
-    layers.extend(embeddings(&graph, &options.exclude, &mut names, &mut patch)?);
+    layers.extend(embeddings(&graph, (&options.exclude, given), &mut names, &mut patch)?);
     let model = low_bit::with_contrib(apply(model.clone(), patch)?)?;
     Ok(Quantized { model, layers: in_order(layers), notes })
 }
@@ -208,11 +216,12 @@ fn choose<'m>(graph: &Graph<'m>, calibration: &Calibration, options: &Options) -
             "this calibration did not observe channels one by one, which equalization needs: calibrate with equalize=True or method=\"auto\"".to_owned(),
         ));
     }
-    let suggested = scales::suggested(&sites, calibration, options.method, options.scheme);
+    let given = &options.given;
+    let suggested = scales::suggested(&sites, calibration, given, (options.method, options.scheme));
     let static_shapes = graph.has_static_inputs();
     // Factors of channels, and the parameters that go with them, if these sites run on integers.
     let parameters = |int8: &[bool]| {
-        let placement = Placement { graph, sites: &sites, int8, calibration, static_shapes };
+        let placement = Placement { graph, sites: &sites, int8, calibration, given, static_shapes };
         let balance =
             if options.equalize { balance::find(&placement, options.scheme) } else { Balance::new() };
         let mut suggested = suggested.clone();
@@ -224,7 +233,7 @@ fn choose<'m>(graph: &Graph<'m>, calibration: &Calibration, options: &Options) -
         (chosen, balance)
     };
 
-    let forced = forced_float(graph, &sites, calibration, options);
+    let forced = forced_float(graph, &sites, calibration, options)?;
     let candidates: Vec<bool> = (0..sites.all.len()).map(|i| !forced.contains_key(&i)).collect();
     let (params, balance) = parameters(&candidates);
     let error = |value: &str| match balance.get(value) {
@@ -234,6 +243,7 @@ fn choose<'m>(graph: &Graph<'m>, calibration: &Calibration, options: &Options) -
     let noise = noise::estimate(graph, &sites, error, calibration, options.weights)?;
     let limits = plan::Limits {
         candidates: &candidates,
+        kept: &kept(graph, &sites, &candidates, given),
         noise_price: options.noise_price,
         everything: options.everything,
     };
@@ -261,7 +271,7 @@ fn in_order(mut layers: Vec<(NodeId, LayerRecord)>) -> Vec<LayerRecord> {
 /// Quantizes the embedding tables; returns a record for each look-up.
 fn embeddings(
     graph: &Graph,
-    exclude: &HashSet<String>,
+    (exclude, given): (&HashSet<String>, &Given),
     names: &mut Names,
     patch: &mut Patch,
 ) -> Result<Vec<(NodeId, LayerRecord)>> {
@@ -272,7 +282,7 @@ fn embeddings(
         let verdict = if excluded { Err("excluded by the configuration".to_owned()) } else { verdict };
         let mut layer = LayerRecord::unquantized(graph, id, verdict.clone().err().unwrap_or_default());
         if verdict.is_ok() {
-            layer.weight_sqnr_db = Some(embedding::quantize(graph, id, names, patch)?);
+            layer.weight_sqnr_db = Some(embedding::quantize(graph, id, given, (&mut *names, &mut *patch))?);
             layer.quantized = true;
         }
         layers.push((id, layer));
@@ -300,25 +310,87 @@ fn left_float(model: &Model, reason: &str) -> Quantized {
     Quantized { model: model.clone(), layers, notes: vec![format!("nothing is quantized: {reason}")] }
 }
 
+/// Sites that run on integers whatever they cost, because the model came with the parameters for it.
+fn kept(graph: &Graph, sites: &Sites, candidates: &[bool], given: &Given) -> Vec<bool> {
+    let known = |site: &sites::Site| match site.op.role {
+        Role::Arithmetic | Role::Saturating => {
+            site.inputs.iter().chain(&site.outputs).all(|value| given.get(value).is_some())
+        }
+        Role::Linear => {
+            given.get(site.inputs[0]).is_some() && matches!(given.weights(graph, site.id), Some(Ok(_)))
+        }
+        _ => false,
+    };
+    let mut kept: Vec<bool> =
+        sites.all.iter().zip(candidates).map(|(site, candidate)| *candidate && known(site)).collect();
+    for &(one, other) in &sites.together {
+        let both = kept[one] && kept[other];
+        (kept[one], kept[other]) = (both, both);
+    }
+    kept
+}
+
+/// Why the parameters that a model came with keep a site float, if they do.
+fn clash(graph: &Graph, site: &sites::Site, options: &Options) -> Result<Option<String>> {
+    let given = &options.given;
+    let on_this_grid = |value: &str, params: &QuantParams| {
+        given.in_scheme(value, options.scheme).is_none_or(|known| known == *params)
+    };
+    let reason = match site.op.role {
+        Role::Linear => {
+            let Some(Ok(params)) = given.weights(graph, site.id) else { return Ok(None) };
+            let bias = weights::bias(graph, site.id)?;
+            let (Some(bias), Some(input)) = (bias, given.get(site.inputs[0])) else { return Ok(None) };
+            let fits = weights::bias_fits(graph, site.id, &params, (&bias, input.scale[0]))?;
+            (!fits).then(|| "its bias does not fit into int32 on the scales that were given".to_owned())
+        }
+        Role::Move => given.in_scheme(site.inputs[0], options.scheme).and_then(|params| {
+            let apart = site.outputs.iter().find(|output| !on_this_grid(output, &params))?;
+            Some(format!("'{apart}' was given on another scale than what it is moved from"))
+        }),
+        Role::Saturating => {
+            let unit = QuantParams::new(Range { min: 0.0, max: 1.0 }, options.scheme);
+            let apart = site.outputs.iter().find(|output| !on_this_grid(output, &unit));
+            apart.map(|output| format!("'{output}' was given on another scale than that of 0 to 1"))
+        }
+        _ => None,
+    };
+    Ok(reason)
+}
+
 /// Sites that must stay float whatever they cost, with the reason.
 fn forced_float(
     graph: &Graph,
     sites: &Sites,
     calibration: &Calibration,
     options: &Options,
-) -> BTreeMap<usize, String> {
+) -> Result<BTreeMap<usize, String>> {
+    let given = &options.given;
     let excluded = |id: NodeId| options.exclude.contains(graph.node(id).label());
     let by_blocks = options.weights.format.is_some_and(|format| format.block.is_some());
-    let unseen = |value: &&&str| calibration.get(value).is_none_or(|o| o.count() == 0);
+    let unseen =
+        |value: &&str| given.get(value).is_none() && calibration.get(value).is_none_or(|o| o.count() == 0);
+    // A product whose result has no scale hands out floats; what is moved stays on its scale.
+    let outputs_needed = |role| given.is_empty() || role == Role::Arithmetic;
     let mut float = BTreeMap::new();
     for (i, site) in sites.all.iter().enumerate() {
+        let outputs = if outputs_needed(site.op.role) { site.outputs.as_slice() } else { &[] };
+        let needed = || site.inputs.iter().chain(outputs).copied();
         if excluded(site.id) {
             float.insert(i, "excluded by the configuration".to_owned());
-        } else if let Some(value) = site.inputs.iter().chain(&site.outputs).find(unseen) {
-            float.insert(i, format!("'{value}' is not a float32 tensor that calibration saw"));
+        } else if let Some(value) = needed().find(unseen) {
+            float.insert(
+                i,
+                match given.is_empty() || calibration.runs() > 0 {
+                    true => format!("'{value}' is not a float32 tensor that calibration saw"),
+                    false => format!("no scale was given for '{value}': give calibration data"),
+                },
+            );
+        } else if let Some(reason) = clash(graph, site, options)? {
+            float.insert(i, reason);
         } else if by_blocks && matches!(site.op.op_type, "Gemm" | "MatMul") {
             float.insert(i, "weights by blocks are multiplied by float activations".to_owned());
         }
     }
-    float
+    Ok(float)
 }

@@ -141,6 +141,34 @@ pub fn signed_bytes(tensor: &TensorProto) -> Option<Vec<i8>> {
     is_int8.then(|| values(tensor, &tensor.int32_data, i8::from_le_bytes, |&v| v as i8).ok()).flatten()
 }
 
+/// Values of a tensor of integers of 4 to 32 bits; `None` for another type, or when the data does not fill the shape.
+pub fn codes(tensor: &TensorProto) -> Option<Vec<i32>> {
+    let typed = &tensor.int32_data;
+    let read = match tensor.data_type() {
+        t if t == DataType::Int8 as i32 => values(tensor, typed, |b| i8::from_le_bytes(b).into(), |&v| v),
+        t if t == DataType::Uint8 as i32 => values(tensor, typed, |b| u8::from_le_bytes(b).into(), |&v| v),
+        t if t == DataType::Int16 as i32 => values(tensor, typed, |b| i16::from_le_bytes(b).into(), |&v| v),
+        t if t == DataType::Uint16 as i32 => values(tensor, typed, |b| u16::from_le_bytes(b).into(), |&v| v),
+        t if t == DataType::Int32 as i32 => values(tensor, typed, i32::from_le_bytes, |&v| v),
+        t if t == DataType::Int4 as i32 => {
+            return nibbles(tensor, |nibble| i32::from((nibble << 4) as i8 >> 4));
+        }
+        t if t == DataType::Uint4 as i32 => return nibbles(tensor, i32::from),
+        _ => return None,
+    };
+    read.ok()
+}
+
+/// Values of a tensor of 4 bits, the lower half of each byte first.
+fn nibbles(tensor: &TensorProto, decode: impl Fn(u8) -> i32) -> Option<Vec<i32>> {
+    let count = element_count(tensor).ok()?;
+    let typed = || tensor.int32_data.iter().map(|&v| v as u8).collect::<Vec<u8>>();
+    let packed =
+        tensor.raw_data.as_ref().filter(|raw| !raw.is_empty()).map_or_else(typed, |raw| raw.to_vec());
+    let both = |byte: &u8| [decode(byte & 15), decode(byte >> 4)];
+    (packed.len() == count.div_ceil(2)).then(|| packed.iter().flat_map(both).take(count).collect())
+}
+
 /// Reads `raw_data` in elements of `N` bytes, or else the typed field, and checks the count.
 fn values<const N: usize, T, S>(
     tensor: &TensorProto,

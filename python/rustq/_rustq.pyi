@@ -13,6 +13,7 @@ MINIMUM_OPSET: int
 __all__ = [
     "MINIMUM_OPSET",
     "Calibration",
+    "Given",
     "LayerInputs",
     "Model",
     "Observers",
@@ -59,6 +60,7 @@ class _Choices(TypedDict):
     rounding: str
     bias_correction: bool
     inputs: LayerInputs | None
+    given: Given | None
 
 @final
 class Model:
@@ -154,6 +156,16 @@ class Observers:
     def moved(self, model: Model) -> Model | None: ...
 
 @final
+class Given:
+    """Parameters that a model came with."""
+
+    @staticmethod
+    def of_constants(model: Model) -> tuple[Model, Given]: ...
+    def and_pairs(self, model: Model) -> tuple[Model, Given]: ...
+    @property
+    def counts(self) -> tuple[int, int]: ...
+
+@final
 class LayerInputs:
     """Means and second moments of what the layers of a model multiply."""
 
@@ -186,6 +198,7 @@ def quantize_static(
     named: bool = False,
     weights: tuple[str, int | None, bool] | None = None,
     wide: bool = False,
+    given: Given | None = None,
 ) -> _Outcome: ...
 def quantize_weights(
     model: Model,

@@ -18,6 +18,8 @@ from rustq.counting import count as count_multiplications
 from rustq.errors import DataError, UnsupportedError
 from rustq.folding import FoldedModel, folded
 from rustq.model import Model, QuantizedModel, core_of
+from rustq.pairs import check as check_kept
+from rustq.pairs import taken
 from rustq.progress import Progress, reporting
 from rustq.targets import TARGETS, Job, Outcome, Target, check_measured
 from rustq.targets import target as target_named
@@ -144,7 +146,7 @@ def calibrate(
         WorkerError: a worker of the executor died; `resume` has what the others counted.
     """
     model, data = _exported(model, data)
-    prepared, _ = _prepare(core_of(model))
+    prepared, _, _ = _prepare(core_of(model))
     return _observed(prepared, data, _config(config), progress, executor, resume)[0]
 
 
@@ -165,6 +167,9 @@ def quantize(
     With data it is static quantization: weights and activations are int8, the ranges of the
     activations come from the data. Without, it is dynamic: weights are int8, activations are
     quantized while the model runs; or, with weights below 8 bits, they stay float.
+
+    Scales of QuantizeLinear/DequantizeLinear pairs that the model comes with are kept, with data or
+    without (docs/qat.md); the report's notes name those that the target cannot express.
 
     Args:
         model: see `load`.
@@ -202,8 +207,8 @@ def quantize(
             made from another model.
         ValueError: an unknown scheme or target, `max_drop` below 0, a `metric` without it, or one
             that does not return a finite number.
-        UnsupportedError: a target, or kind of weights, that is not available yet, or a scheme that
-            the target cannot run.
+        UnsupportedError: a target, or kind of weights, that is not available yet, a scheme that
+            the target cannot run, or a choice that would change scales that the model came with.
     """
     started = time.perf_counter()
     _check_limit(max_drop, metric, target)
@@ -245,6 +250,8 @@ class Task:
         inputs: what its layers multiply, if anything is corrected for that.
         shapes: of the inputs in the first sample; empty where there is no sample.
         method: what was asked for, where `config` has what was chosen instead.
+        given: the parameters that the model came with; what has none follows the calibration, which
+            has seen nothing if there are no data.
     """
 
     source: _rustq.Model
@@ -257,6 +264,7 @@ class Task:
     inputs: _rustq.LayerInputs | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     method: str | None = None
+    given: _rustq.Given | None = None
 
     @classmethod
     def of(
@@ -278,7 +286,10 @@ class Task:
         _check(config, runtime)
         model, data = _exported(model, data)
         source = core_of(model)
-        prepared, notes = _prepare(source)
+        prepared, notes, given = _prepare(source)
+        if given is not None and not config.weights.startswith("float"):
+            task = cls(source, prepared, None, runtime, scheme, config, tuple(notes), given=given)
+            return task._filled_in(data, progress, executor)
         if data is None or isinstance(data, Calibration):
             if config.corrects:
                 raise DataError(
@@ -315,6 +326,33 @@ class Task:
             task = replace(task, inputs=inputs)
         return task
 
+    def _filled_in(self, data: Any, progress: bool | Progress, executor: Executor | None) -> Task:
+        """This task, whose model came with scales, with a calibration for what has none."""
+        assert self.given is not None
+        check_kept(self.config)
+        activations, constants = self.given.counts
+        if data is None and not activations:
+            raise DataError(
+                "the model's weights are quantized and its activations are not: give calibration"
+                " data"
+            )
+        shapes: Mapping[str, tuple[int, ...]] = {}
+        notes = [
+            f"the scales of {activations} activations and {constants} constants are those that the"
+            " model came with"
+        ]
+        if data is None:
+            calibration = Calibration(_rustq.Calibration(self.model))
+        elif isinstance(data, Calibration):
+            data._core.check_model(self.model)
+            calibration = data
+        else:
+            calibration, samples = _observed(self.model, data, self.config, progress, executor)
+            shapes = samples.shapes
+            notes += samples.notes
+        notes = [*self.notes, *notes]
+        return replace(self, calibration=calibration, shapes=shapes, notes=tuple(notes))
+
     @property
     def as_run(self) -> _rustq.Model:
         """The float model in the shapes that the target runs it in."""
@@ -345,6 +383,7 @@ class Task:
             self.inputs,
             self.shapes,
             named,
+            self.given,
         )
         return self.runtime.make(job)
 
@@ -355,14 +394,14 @@ class Task:
         names = [name for name, _ in self.model.nodes]
         unused = self.config.unused_exclusions(names)
         misspelt = [f"exclude: no node is called '{name}'" for name in unused]
-        calibration = self.calibration
+        calibration = self.calibration if self.calibration and self.calibration.samples else None
         report = _report(
             self.source,
             outcome.model,
             outcome.layers,
             [*self.notes, *misspelt, *outcome.notes],
             method=self.method or self.config.method,
-            scheme=_scheme_of(self.scheme, calibration, self.config),
+            scheme=_scheme_of(self.scheme, self.calibration, self.config),
             target=self.runtime.name,
             weights=self.config.weights,
             size_after=self.runtime.size(outcome),
@@ -393,7 +432,7 @@ def unsupported(
     config = _config(config)
     runtime = target_named(target)
     model, data = _exported(model, data)
-    prepared, _ = _prepare(core_of(model))
+    prepared, _, _ = _prepare(core_of(model))
     shapes = {} if data is None else _first_shapes(prepared, data, config)
     return runtime.unsupported(prepared, config, shapes)
 
@@ -446,8 +485,11 @@ def _scheme_of(scheme: str, calibration: Calibration | None, config: QuantConfig
     return scheme if calibration else "dynamic"
 
 
-def _prepare(source: _rustq.Model) -> tuple[_rustq.Model, list[str]]:
-    """The model folded and in an operator set that can express int8 per channel, and notes."""
+def _prepare(
+    source: _rustq.Model,
+) -> tuple[_rustq.Model, list[str], _rustq.Given | None]:
+    """The model folded and in an operator set that can express int8 per channel, notes, and the
+    parameters of the QuantizeLinear/DequantizeLinear pairs that it came with."""
     notes = []
     if source.undeclared_bytes:
         notes.append(_undeclared(source))
@@ -457,7 +499,8 @@ def _prepare(source: _rustq.Model) -> tuple[_rustq.Model, list[str]]:
     if reason:
         notes.append(reason)
     ready = folded(converted)._core if converted is not simple else simple
-    return ready.spelled_out(), notes
+    plain, given = taken(ready)
+    return plain.spelled_out(), notes, given
 
 
 def _observed(

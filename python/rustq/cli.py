@@ -440,7 +440,7 @@ def _inspect_ncnn(path: Path, as_json: bool) -> None:
 def _prospect(op_counts: dict[str, int], weight_bytes: int) -> str:
     """What quantization has to work with, in a few words."""
     if op_counts.get("QuantizeLinear") or op_counts.get("DequantizeLinear"):
-        return "this model is quantized already"
+        return "this model is quantized already: its scales are kept"
     counted = [
         f"{number} {name if number == 1 else plural}"
         for name, plural, ops in FAMILIES

@@ -256,7 +256,8 @@ def _each(
     executor: Executor | None,
 ) -> Iterable[tuple[str, Measurement]]:
     """What is measured with each of these layers alone in int8."""
-    if executor is None:
+    # What a model came with is not sent to others.
+    if executor is None or task.given is not None:
         for name in names:
             yield name, _alone(task, name, reference, metric)
         return

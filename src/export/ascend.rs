@@ -7,7 +7,7 @@ mod record;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::layers::{Layers, Row, is_seen, too_noisy, weighted};
+use super::layers::{Layers, Row, of_the_others, too_noisy, weighted};
 use super::{Options, explicit};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
@@ -62,23 +62,28 @@ pub fn quantize(
     let named = spelled_out(model)?;
     let graph = Graph::new(named.graph());
     let (equalized, balance) = options.changes.equalized((&named, &graph), calibration, scheme)?;
-    let grids = Grids { calibration, balance: &balance, method: options.method, scheme };
+    let given = options.given.limited("Ascend", false);
+    let options = &Options { given: given.clone(), ..options.clone() };
+    let grids = Grids { calibration, balance: &balance, given: &given, method: options.method, scheme };
     let layers = Layers::find(&graph, LAYERS);
     let mut float = layers.forced_float(&graph, calibration, options, |_| None);
-    let params = |value: &str| is_seen(calibration, value).then(|| with_offset(grids.params(value)));
+    let params = |value: &str| grids.knows(value).then(|| with_offset(grids.params(value)));
     let tensor = |value: &str| grids.record(value, params(value).as_ref());
     let records = layers.records(&graph, calibration, &float, tensor);
-    float.extend(too_noisy(&records, &noise_of_products(&graph, &grids, params)?, options.noise_price));
+    let noise = of_the_others(noise_of_products(&graph, &grids, params)?, &layers.kept(&graph, &given));
+    float.extend(too_noisy(&records, &noise, options.noise_price));
     let chosen = layers.chosen(&float);
     let activations: HashMap<&str, QuantParams> =
         chosen.iter().filter_map(|layer| Some((layer.inputs[0].1, params(layer.inputs[0].1)?))).collect();
     let reads_of: HashMap<NodeId, &str> = chosen.iter().map(|layer| (layer.id, layer.inputs[0].1)).collect();
     let weights = |graph: &Graph| {
-        explicit::weights(graph, chosen.iter().copied(), options.per_channel, |id, limits| {
+        explicit::weights(graph, chosen.iter().copied(), (options.per_channel, &given), |id, limits| {
             leave_room(graph, id, activations[reads_of[&id]].scale[0], limits);
         })
     };
-    let (model, notes) = options.changes.corrected(&equalized, &balance, weights)?;
+    let (model, mut notes) = options.changes.corrected(&equalized, &balance, weights)?;
+    notes.extend(layers.rescaled(&graph, &given));
+    notes.extend(given.remarks(&graph, |value| activations.contains_key(value)));
     let graph = Graph::new(model.graph());
     let weights = weights(&graph)?;
     let mut record = String::new();

@@ -8,6 +8,7 @@ use half::f16;
 
 use super::layers::Layer;
 use crate::error::Result;
+use crate::given::Given;
 use crate::graph::{Graph, NodeId};
 use crate::onnx::NodeProto;
 use crate::patch::Patch;
@@ -30,18 +31,22 @@ pub(super) struct Plan<'p, 'm> {
 }
 
 /// The weights of those layers that have any, on a grid for each channel if `per_channel` and the layer's row says so;
-/// `adjust` may raise the magnitude that 127 stands for in each channel.
+/// those that were given stay as they are; `adjust` may raise the magnitude that 127 stands for in each channel.
 ///
 /// # Errors
 /// [`crate::Error::Tensor`] when they are not finite.
 pub(super) fn weights<'l, 'm: 'l>(
     graph: &Graph<'m>,
     layers: impl Iterator<Item = &'l Layer<'m>>,
-    per_channel: bool,
+    (per_channel, given): (bool, &Given),
     adjust: impl Fn(NodeId, &mut [f32]),
 ) -> Result<HashMap<NodeId, QuantizedWeights>> {
     let quantized = layers.filter(|layer| layer.has_weights()).map(|layer| {
         let grid = WeightGrid { per_channel: per_channel && layer.row.per_channel, ..WeightGrid::PLAIN };
+        let kept = given.weights(graph, layer.id).and_then(Result::ok);
+        if let Some(params) = kept.filter(|params| params.axis.is_none() || layer.row.per_channel) {
+            return Ok((layer.id, weights::quantize_as_given(graph, layer.id, &params, given.lowest())?));
+        }
         let adjust = |limits: &mut [f32]| adjust(layer.id, limits);
         Ok((layer.id, weights::quantize_without_bias(graph, layer.id, grid, adjust)?))
     });

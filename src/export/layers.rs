@@ -1,10 +1,11 @@
 //! The operators that multiply, and which of them a runtime does on integers: a table for each runtime.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::RangeInclusive;
 
 use super::Options;
 use crate::calibration::Calibration;
+use crate::given::Given;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::onnx::NodeProto;
 use crate::ops::{is_plain_product, without_kernel};
@@ -88,16 +89,45 @@ impl<'m> Layers<'m> {
         options: &Options,
         decline: impl Fn(&Layer<'m>) -> Option<String>,
     ) -> BTreeMap<usize, String> {
+        let (given, kept) = (&options.given, self.kept(graph, &options.given));
         let reason = |layer: &Layer<'m>| {
             if options.exclude.contains(graph.node(layer.id).label()) {
                 return Some("excluded by the configuration".to_owned());
             }
-            let unseen = layer.inputs.iter().find(|(_, value)| !is_seen(calibration, value));
-            let unseen =
-                unseen.map(|(_, value)| format!("'{value}' is not a float32 tensor that calibration saw"));
-            unseen.or_else(|| decline(layer))
+            let known = |value: &str| given.get(value).is_some() || is_seen(calibration, value);
+            let unseen = layer.inputs.iter().find(|(_, value)| !known(value));
+            let unseen = unseen.map(|(_, value)| match given.is_empty() || calibration.runs() > 0 {
+                true => format!("'{value}' is not a float32 tensor that calibration saw"),
+                false => format!("no scale was given for '{value}': give calibration data"),
+            });
+            unseen.or_else(|| if kept.contains(&layer.id) { None } else { decline(layer) })
         };
         self.all.iter().enumerate().filter_map(|(i, layer)| Some((i, reason(layer)?))).collect()
+    }
+
+    /// The layers that the model came with all parameters of.
+    pub fn kept(&self, graph: &Graph<'m>, given: &Given) -> HashSet<NodeId> {
+        let known = |layer: &&Layer<'m>| {
+            let activations = layer.inputs.iter().all(|(_, value)| given.get(value).is_some());
+            activations && (!layer.has_weights() || matches!(given.weights(graph, layer.id), Some(Ok(_))))
+        };
+        self.all.iter().filter(known).map(|layer| layer.id).collect()
+    }
+
+    /// What is to be said of weights that came with a scale for each channel, where the runtime has one for all.
+    pub fn rescaled(&self, graph: &Graph<'m>, given: &Given) -> Option<String> {
+        let differs = |layer: &&Layer<'m>| {
+            let params = given.weights(graph, layer.id).and_then(Result::ok);
+            !layer.row.per_channel && params.is_some_and(|params| params.axis.is_some())
+        };
+        let all: Vec<&str> =
+            self.all.iter().filter(differs).map(|layer| graph.node(layer.id).label()).collect();
+        (!all.is_empty()).then(|| {
+            format!(
+                "one scale, found anew, stands for those given for the channels of the weights of '{}'",
+                all.join("', '")
+            )
+        })
     }
 
     /// The layers that are not among those to stay float.
@@ -148,6 +178,12 @@ pub(super) fn too_noisy(
     };
     let noisy = records.iter().enumerate().filter(move |(_, (id, record))| costs_more(id, record));
     noisy.map(|(i, _)| (i, TOO_NOISY.to_owned()))
+}
+
+/// The noise of those layers alone that there is a choice about.
+pub(super) fn of_the_others(mut noise: HashMap<NodeId, f64>, kept: &HashSet<NodeId>) -> HashMap<NodeId, f64> {
+    noise.retain(|id, _| !kept.contains(id));
+    noise
 }
 
 /// Whether calibration saw numbers in `value`.

@@ -20,6 +20,8 @@ mod simulation;
 mod splits;
 mod write;
 
+use std::collections::HashSet;
+
 use super::Options;
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
@@ -123,12 +125,12 @@ pub fn export(
     let Planned { model, plans, table, notes } = planned((model, &graph), calibration, format, options)?;
     let graph = Graph::new(model.graph());
     let mut net = lowered(&model, &graph)?;
-    let int8::Quantized { layers, inputs } = int8::quantize(&mut net, plans)?;
+    let int8::Quantized { layers, inputs } = int8::quantize((&mut net, &graph), plans, &options.given)?;
     let table = table.or_else(|| (format == Format::Int8).then(|| int8::table(&net)));
     splits::insert(&mut net);
     let (param, bin) = (write::param(&net), write::bin(&net, format != Format::Float32));
     read::check(&param, &bin)?;
-    let simulation = simulation::pairs(&model, &graph, inputs)?;
+    let simulation = simulation::pairs(&model, &graph, inputs, &options.given)?;
     Ok(Exported { param, bin, table, layers, simulation, notes })
 }
 
@@ -155,11 +157,14 @@ fn planned(
     };
     let scheme = Scheme::Symmetric;
     let (equalized, balance) = options.changes.equalized((model, graph), calibration, scheme)?;
-    let grids = Grids { calibration, balance: &balance, method: options.method, scheme };
+    let given = options.given.limited("ncnn", true);
+    let grids = Grids { calibration, balance: &balance, given: &given, method: options.method, scheme };
     let plans = int8::plans((&net, graph), Some(&grids), format, options)?;
     let products: Vec<NodeId> = int8::with_grids(&net, &plans).map(|(id, _)| id).collect();
-    let weights = |graph: &Graph| simulation::weights(graph, products.iter().copied());
-    let (changed, notes) = options.changes.corrected(&equalized, &balance, weights)?;
+    let weights = |graph: &Graph| simulation::weights(graph, products.iter().copied(), &given);
+    let (changed, mut notes) = options.changes.corrected(&equalized, &balance, weights)?;
+    let used: HashSet<&str> = products.iter().map(|&id| graph.node(id).input[0].as_str()).collect();
+    notes.extend(given.remarks(graph, |value| used.contains(value)));
     let table = match balance.is_empty() {
         true => None,
         false => {
@@ -170,7 +175,7 @@ fn planned(
                 .zip(&plans)
                 .for_each(|(plan, other)| int8::agree(plan.as_mut(), other.as_ref()));
             let mut net = net;
-            int8::quantize(&mut net, as_it_was)?;
+            int8::quantize((&mut net, graph), as_it_was, &given)?;
             Some(int8::table(&net))
         }
     };

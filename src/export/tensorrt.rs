@@ -17,7 +17,7 @@ pub use self::cache::Version;
 pub use self::codes::quantize_weights;
 pub use self::lint::lint;
 use self::placement::Placement;
-use super::layers::{Layer, Layers, Row, is_seen, too_noisy, weighted};
+use super::layers::{Layer, Layers, Row, of_the_others, too_noisy, weighted};
 use super::{Options, explicit};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
@@ -80,14 +80,16 @@ pub fn quantize(
     let half = settings.half;
     let graph = Graph::new(model.graph());
     let (equalized, balance) = options.changes.equalized((model, &graph), calibration, Scheme::Symmetric)?;
-    let grids = Grids { calibration, balance: &balance, method: options.method, scheme: Scheme::Symmetric };
+    let given = options.given.limited("TensorRT", true);
+    let options = &Options { given: given.clone(), ..options.clone() };
+    let scheme = Scheme::Symmetric;
+    let grids = Grids { calibration, balance: &balance, given: &given, method: options.method, scheme };
     let layers = Layers::find(&graph, LAYERS);
     let decline = |layer: &Layer| placement::decline(&graph, layer, |value| calibration.elements(value));
     let mut float = layers.forced_float(&graph, calibration, options, decline);
     let included = |id: NodeId| !options.exclude.contains(graph.node(id).label());
     let place = |float: &BTreeMap<usize, String>| {
-        let placement =
-            Placement::find(&graph, &layers.chosen(float), included, |value| is_seen(calibration, value));
+        let placement = Placement::find(&graph, &layers.chosen(float), included, |value| grids.knows(value));
         let activations = activations(&placement, &grids, half);
         (placement, activations)
     };
@@ -95,18 +97,25 @@ pub fn quantize(
     let tensor = |value: &str| grids.record(value, activations.get(placement.root(value)));
     let noise = noise_of_products(&graph, &grids, |value| activations.get(placement.root(value)).cloned())?;
     let records = layers.records(&graph, calibration, &float, tensor);
+    let noise = of_the_others(noise, &layers.kept(&graph, &given));
     float.extend(too_noisy(&records, &noise, options.noise_price));
     let (placement, activations) = place(&float);
     let chosen = layers.chosen(&float);
 
     let weights = |graph: &Graph| {
-        explicit::weights(graph, chosen.iter().copied(), options.per_channel, |_, limits| {
+        explicit::weights(graph, chosen.iter().copied(), (options.per_channel, &given), |_, limits| {
             if half {
                 limits.iter_mut().for_each(|limit| *limit = explicit::with_half_scale(*limit));
             }
         })
     };
     let (model, mut notes) = options.changes.corrected(&equalized, &balance, weights)?;
+    notes.extend(given.remarks(&graph, |value| {
+        activations.get(placement.root(value)).is_some_and(|params| given.get(value) == Some(params))
+    }));
+    if half && !given.is_empty() {
+        notes.push("scales that were given are rounded to float16".to_owned());
+    }
     let graph = Graph::new(model.graph());
     let weights = weights(&graph)?;
     let plan = explicit::Plan {
@@ -146,12 +155,18 @@ pub fn quantize(
 /// Parameters of every value with a pair: one scale for each group.
 fn activations<'m>(placement: &Placement<'m>, grids: &Grids, half: bool) -> HashMap<&'m str, QuantParams> {
     let values = placement.values();
-    let mut limits: BTreeMap<&str, f32> = BTreeMap::new();
+    let mut groups: BTreeMap<&str, (f32, QuantParams)> = BTreeMap::new();
     for &value in &values {
-        let limit = limits.entry(placement.group(value)).or_default();
-        *limit = limit.max(grids.params(value).covers(0).abs_max());
+        let params = grids.params(value);
+        let limit = params.covers(0).abs_max();
+        let given = grids.given.get(value).is_some();
+        let params = if given { params } else { explicit::symmetric(limit, half) };
+        let group = groups.entry(placement.group(value)).or_insert_with(|| (limit, params.clone()));
+        if limit > group.0 {
+            *group = (limit, params);
+        }
     }
-    values.into_iter().map(|v| (v, explicit::symmetric(limits[placement.group(v)], half))).collect()
+    values.into_iter().map(|value| (value, groups[placement.group(value)].1.clone())).collect()
 }
 
 /// Records of the operators that read int8 without multiplying.

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 
 use super::calibration::{PyCalibration, parse_method, parse_scheme};
 use super::correct::PyLayerInputs;
+use super::given::PyGiven;
 use super::model::PyModel;
 use super::quantize::{Outcome, PyFormat, format, outcome};
 use crate::correct::Corrections;
@@ -23,6 +24,7 @@ pub(super) struct Choices<'py> {
     rounding: String,
     bias_correction: bool,
     inputs: Option<PyRef<'py, PyLayerInputs>>,
+    given: Option<PyRef<'py, PyGiven>>,
 }
 
 impl Choices<'_> {
@@ -36,6 +38,7 @@ impl Choices<'_> {
             noise_price: self.noise_price,
             exclude: self.exclude.iter().cloned().collect(),
             changes: Changes { equalize: self.equalize, inputs, corrections },
+            given: self.given.as_ref().map(|given| given.0.clone()).unwrap_or_default(),
         })
     }
 }

@@ -6,6 +6,7 @@ use pyo3::types::PyDict;
 
 use super::calibration::{PyCalibration, parse_method, parse_scheme};
 use super::correct::PyLayerInputs;
+use super::given::PyGiven;
 use super::model::PyModel;
 use crate::correct::Corrections;
 use crate::qparams::{Dtype, QuantParams, Range};
@@ -17,7 +18,7 @@ pub(super) type Outcome<'py> = (PyModel, Vec<Bound<'py, PyDict>>, Vec<String>);
 
 /// Quantizes a folded model by what calibration saw.
 #[pyfunction]
-#[pyo3(signature = (model, calibration, inputs=None, *, scheme, method, percentile, per_channel, avoid_saturation, noise_price, exclude, everything, rounding="nearest", bias_correction=false, equalize=false, named=false, weights=None, wide=false))]
+#[pyo3(signature = (model, calibration, inputs=None, *, scheme, method, percentile, per_channel, avoid_saturation, noise_price, exclude, everything, rounding="nearest", bias_correction=false, equalize=false, named=false, weights=None, wide=false, given=None))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn quantize_static<'py>(
     py: Python<'py>,
@@ -38,6 +39,7 @@ pub(super) fn quantize_static<'py>(
     named: bool,
     weights: Option<PyFormat>,
     wide: bool,
+    given: Option<PyRef<'py, PyGiven>>,
 ) -> PyResult<Outcome<'py>> {
     let options = Options {
         scheme: parse_scheme(scheme)?,
@@ -54,6 +56,7 @@ pub(super) fn quantize_static<'py>(
         corrections: Corrections { rounding: rounding == "learned", bias: bias_correction },
         exclude: exclude.into_iter().collect(),
         everything,
+        given: given.map(|given| given.0.clone()).unwrap_or_default(),
     };
     let (model, calibration, inputs) = (&model.0, &calibration.0, inputs.as_ref().map(|i| &i.0));
     let done = super::run(py, || quantize::quantize_static(model, calibration, inputs, &options))?;

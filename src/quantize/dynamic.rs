@@ -10,6 +10,7 @@ use super::names::Names;
 use super::weights::{self, QuantizedWeights, WeightGrid};
 use super::{LayerRecord, Quantized, in_order, too_old};
 use crate::error::Result;
+use crate::given::Given;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
 use crate::onnx::NodeProto;
@@ -39,7 +40,12 @@ pub fn quantize_dynamic(model: &Model, grid: WeightGrid, exclude: &HashSet<Strin
         let layer = LayerRecord::unquantized(&graph, id, verdict.err().unwrap_or_default());
         layers.push((id, LayerRecord { quantized, weight_sqnr_db, ..layer }));
     }
-    layers.extend(super::embeddings(&graph, exclude, &mut writer.names, &mut writer.patch)?);
+    layers.extend(super::embeddings(
+        &graph,
+        (exclude, &Given::default()),
+        &mut writer.names,
+        &mut writer.patch,
+    )?);
     Ok(Quantized { model: apply(model.clone(), writer.patch)?, layers: in_order(layers), notes: Vec::new() })
 }
 

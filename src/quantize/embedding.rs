@@ -6,6 +6,7 @@
 use super::names::Names;
 use super::weights;
 use crate::error::Result;
+use crate::given::Given;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::patch::{Patch, cast_to, node};
 use crate::tensor::{DataType, tensor, tensor_of_bytes};
@@ -35,10 +36,16 @@ pub(crate) fn verdict(graph: &Graph, id: NodeId) -> Option<Result<(), String>> {
 ///
 /// # Errors
 /// [`crate::Error::Tensor`] when the table is not finite.
-pub(crate) fn quantize(graph: &Graph, id: NodeId, names: &mut Names, patch: &mut Patch) -> Result<f64> {
+pub(crate) fn quantize(
+    graph: &Graph,
+    id: NodeId,
+    given: &Given,
+    (names, patch): (&mut Names, &mut Patch),
+) -> Result<f64> {
     let original = graph.node(id);
     let (table, ids, output) = (&original.input[0], &original.input[1], &original.output[0]);
-    let rows_on_grid = weights::quantize_rows(graph.constant(table).expect("the verdict saw it"))?;
+    let rows_on_grid =
+        weights::quantize_rows(graph.constant(table).expect("the verdict saw it"), given.rows(graph, table))?;
     let (integers, scale) = (names.get(&format!("{table}_quantized")), names.get(&format!("{table}_scale")));
     patch.initializer(tensor_of_bytes(&integers, &rows_on_grid.dims, DataType::Int8, rows_on_grid.values));
     patch.initializer(tensor(&scale, &[rows_on_grid.dims[0], 1], &rows_on_grid.params.scale));

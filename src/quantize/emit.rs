@@ -17,6 +17,7 @@ use super::writer::Writer;
 use crate::correct::Corrections;
 use crate::correct::inputs::{LayerInputs, Moments};
 use crate::error::Result;
+use crate::fold::activations::clip_bounds;
 use crate::graph::{NodeExt, NodeId};
 use crate::onnx::NodeProto;
 use crate::patch::{float_attribute, int_attribute, node};
@@ -84,6 +85,17 @@ pub(crate) fn emit<'p, 'm>(plan: &'p Plan<'p, 'm>) -> Result<Emitted<'p, 'm>> {
     Ok(Emitted { writer: emitter.writer, weights: emitter.weights })
 }
 
+/// Where the ends of a range of integers are those of a clip.
+#[derive(Clone, Copy, PartialEq)]
+enum Saturation {
+    /// At both ends: the clip has nothing to do.
+    Both,
+    /// Above alone.
+    Above,
+    /// Perhaps nowhere.
+    Unknown,
+}
+
 struct Emitter<'p, 'm> {
     plan: &'p Plan<'p, 'm>,
     writer: Writer<'p, 'm>,
@@ -102,18 +114,44 @@ impl<'m> Emitter<'_, 'm> {
             self.writer.patch.replace(site.id, nodes);
             return Ok(());
         };
+        let integers = plan.placement.is_written_as_integers(site, site.outputs[0]);
+        if integers && self.saturation(site.outputs[0], clip) == Saturation::Both {
+            operator.output.clone_from(&plan.placement.graph.node(clip).output);
+            self.outputs(site, operator, &mut nodes);
+            self.writer.patch.replace(site.id, nodes);
+            self.writer.patch.remove(clip);
+            return Ok(());
+        }
         let inner = operator.output[0].clone();
         nodes.push(operator);
         let mut clip_node = plan.placement.graph.node(clip).clone();
         let mut behind = Vec::new();
-        let integers = plan.placement.is_written_as_integers(site, site.outputs[0]);
-        if plan.scheme == Scheme::Symmetric && integers {
+        if integers && self.saturation(site.outputs[0], clip) == Saturation::Above {
             clip_node = self.clip_on_integers(site.outputs[0], &inner, clip_node, &mut behind);
         }
         self.outputs(site, clip_node, &mut behind);
         self.writer.patch.replace(site.id, nodes);
         self.writer.patch.replace(clip, behind);
         Ok(())
+    }
+
+    /// What the integers of a value do of the clip in front of it, which begins at 0.
+    fn saturation(&self, value: &str, clip: NodeId) -> Saturation {
+        let placement = &self.plan.placement;
+        if placement.given.get(value).is_none() {
+            // ONNX Runtime takes the clip away itself where the integers begin at 0.
+            let symmetric = self.plan.scheme == Scheme::Symmetric;
+            return if symmetric { Saturation::Above } else { Saturation::Unknown };
+        }
+        let params = &self.plan.activations[value];
+        let (scale, zero) = (params.scale[0], params.zero_point[0]);
+        let max = clip_bounds(placement.graph, clip).map_or(f32::INFINITY, |[_, max]| max);
+        let most = (max / scale).round_ties_even() + zero as f32;
+        match (zero == params.dtype.qmin(), most >= params.dtype.qmax() as f32) {
+            (true, true) => Saturation::Both,
+            (false, true) => Saturation::Above,
+            _ => Saturation::Unknown,
+        }
     }
 
     /// The last node of a site, with a pair behind each output that is written as integers.

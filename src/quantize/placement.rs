@@ -2,7 +2,9 @@
 
 use super::sites::{Site, Sites};
 use crate::calibration::Calibration;
+use crate::given::Given;
 use crate::graph::{Graph, NodeExt, NodeId};
+use crate::ops::Role;
 
 /// Activations that ONNX Runtime lets a float `Gemm` in front of them take up.
 const FUSED_WITH_GEMM: &[&str] = &[
@@ -27,6 +29,8 @@ pub(crate) struct Placement<'p, 'm> {
     /// Whether each site runs on integers.
     pub int8: &'p [bool],
     pub calibration: &'p Calibration,
+    /// Parameters that the model came with.
+    pub given: &'p Given,
     /// Whether every input of the model has a fixed shape.
     pub static_shapes: bool,
 }
@@ -37,10 +41,20 @@ impl<'m> Placement<'_, 'm> {
         self.sites.all.iter().enumerate().filter(|(i, _)| self.int8[*i])
     }
 
-    /// Whether a `QuantizeLinear` belongs behind an output: always, unless the kernel hands out floats and only
-    /// float operators want them.
+    /// Whether a `QuantizeLinear` belongs behind an output: always where its range is known, unless the kernel hands out
+    /// floats, only float operators want them, and the model came without a pair there.
     pub fn is_written_as_integers(&self, site: &Site, value: &str) -> bool {
-        !site.op.float_output || self.has_integer_reader(value) || self.is_swallowed(site)
+        let given = self.given.get(value).is_some();
+        let wanted =
+            !site.op.float_output || given || self.has_integer_reader(value) || self.is_swallowed(site);
+        wanted && (site.op.role == Role::Move || self.has_range(value))
+    }
+
+    /// Whether it is known what a value on integers may be.
+    pub fn has_range(&self, value: &str) -> bool {
+        self.given.is_empty()
+            || self.given.get(value).is_some()
+            || self.calibration.get(value).is_some_and(|observer| observer.count() > 0)
     }
 
     /// Whether ONNX Runtime would put a `Gemm`, or what it makes one of, together with the activation behind it, in

@@ -31,6 +31,8 @@ pub(crate) struct Assignment {
 pub(crate) struct Limits<'l> {
     /// Whether each site may run on integers.
     pub candidates: &'l [bool],
+    /// Whether each site has to.
+    pub kept: &'l [bool],
     /// Times the float model's time that a relative noise of 1 is worth.
     pub noise_price: f64,
     /// Whether all that may do, whatever it costs.
@@ -50,7 +52,8 @@ pub(crate) fn best(
     let mut network = Network::new(sites.all.len());
     for (i, cost) in costs.iter().enumerate() {
         let int8 = cost.int8 + price_of_noise * noise.weights[i];
-        network.site(i, cost.float, if limits.candidates[i] { int8 } else { f64::INFINITY });
+        let float = if limits.kept[i] { f64::INFINITY } else { cost.float };
+        network.site(i, float, if limits.candidates[i] { int8 } else { f64::INFINITY });
     }
     for &(one, other) in &sites.together {
         network.together(one, other);

@@ -8,6 +8,7 @@ use super::noise::{decibels, sqnr_db};
 use super::sites::Sites;
 use super::weights::QuantizedWeights;
 use crate::calibration::Calibration;
+use crate::given::Given;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::qparams::{QuantParams, Scheme};
 
@@ -83,6 +84,8 @@ pub(crate) struct Decisions<'p, 'm> {
     /// Values whose channels are on one scale.
     pub balance: &'p Balance<'m>,
     pub weights: &'p HashMap<NodeId, QuantizedWeights>,
+    /// Parameters that the model came with.
+    pub given: &'p Given,
 }
 
 impl Decisions<'_, '_> {
@@ -125,7 +128,8 @@ impl Decisions<'_, '_> {
 
     fn tensor(&self, value: &str, quantized: bool) -> TensorRecord {
         let observer = self.calibration.get(value);
-        let params = self.activations.get(value).filter(|_| quantized);
+        let known = self.given.is_empty() || observer.is_some() || self.given.get(value).is_some();
+        let params = self.activations.get(value).filter(|_| quantized && known);
         if let (Some(balanced), Some(params)) = (self.balance.get(value), params) {
             let rank = self.calibration.rank(value).unwrap_or(0) as i64;
             let axis = if balanced.axis < 0 { rank + balanced.axis } else { balanced.axis };

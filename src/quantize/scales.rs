@@ -9,6 +9,7 @@ use super::noise::decibels;
 use super::report::TensorRecord;
 use super::sites::Sites;
 use crate::calibration::Calibration;
+use crate::given::Given;
 use crate::observer::Observer;
 use crate::ops::Role;
 use crate::qparams::{QuantParams, Range, Scheme};
@@ -20,6 +21,8 @@ use crate::ranges::{Method, range};
 pub(crate) struct Grids<'c, 'm> {
     pub calibration: &'c Calibration,
     pub balance: &'c Balance<'m>,
+    /// Parameters that the model came with.
+    pub given: &'c Given,
     pub method: Method,
     pub scheme: Scheme,
 }
@@ -27,10 +30,19 @@ pub(crate) struct Grids<'c, 'm> {
 impl Grids<'_, '_> {
     /// The parameters of a value.
     pub fn params(&self, value: &str) -> QuantParams {
+        if let Some(given) = self.given.in_scheme(value, self.scheme) {
+            return given;
+        }
         match self.balance.get(value) {
             Some(balanced) => QuantParams::new(self.cut(value, balanced.range), self.scheme),
             None => of_value(value, self.calibration, self.method, self.scheme),
         }
+    }
+
+    /// Whether it is known what a value on integers may be.
+    pub fn knows(&self, value: &str) -> bool {
+        self.given.get(value).is_some()
+            || self.calibration.get(value).is_some_and(|observer| observer.count() > 0)
     }
 
     /// The range of a divided value without the share that the method cuts off of the whole, but no more than half: beyond
@@ -69,15 +81,18 @@ impl Grids<'_, '_> {
     }
 }
 
-/// The parameters that calibration suggests for each value by itself.
+/// The parameters of each value by itself: those that were given, or that calibration suggests.
 pub(crate) fn suggested<'m>(
     sites: &Sites<'m>,
     calibration: &Calibration,
-    method: Method,
-    scheme: Scheme,
+    given: &Given,
+    (method, scheme): (Method, Scheme),
 ) -> HashMap<&'m str, QuantParams> {
-    let values = sites.values();
-    values.into_par_iter().map(|value| (value, of_value(value, calibration, method, scheme))).collect()
+    let params = |value: &str| {
+        let given = given.in_scheme(value, scheme);
+        given.unwrap_or_else(|| of_value(value, calibration, method, scheme))
+    };
+    sites.values().into_par_iter().map(|value| (value, params(value))).collect()
 }
 
 /// Parameters of the values of those sites that `int8` marks.

@@ -30,6 +30,9 @@ pub(crate) const BIAS_LIMIT: f64 = (1_i64 << 30) as f64;
 /// Integer magnitude that the bias of a channel without weights is given.
 const DEAD_CHANNEL_BIAS: f64 = (1_i64 << 24) as f64;
 
+/// Largest signal to noise ratio of weights that were on their grid, in dB: there is no noise but of float32.
+const GIVEN_SQNR: f64 = 140.0;
+
 /// What decides how fine the grid of weights is.
 #[derive(Debug, Clone, Copy)]
 pub struct WeightGrid {
@@ -44,6 +47,17 @@ pub struct WeightGrid {
 impl WeightGrid {
     /// A scale for each channel, and no thought of pairs.
     pub const PLAIN: Self = Self { per_channel: true, pairs: false, format: None };
+}
+
+/// What becomes of weights besides being rounded to a grid of their own.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Changes<'c> {
+    /// Of the channels.
+    pub factors: Factors<'c>,
+    /// What they are corrected for.
+    pub correction: Option<(&'c Moments, Corrections)>,
+    /// The grid that they are on already, and its smallest code; nothing is corrected then.
+    pub given: Option<(&'c QuantParams, i32)>,
 }
 
 /// What each channel of the input, and of the output, of a product is divided by; see [`balance`](super::balance).
@@ -132,10 +146,17 @@ pub(crate) fn quantize(
     id: NodeId,
     bias: Option<(&[f32], f32)>,
     grid: WeightGrid,
-    (factors, correction): (Factors, Option<(&Moments, Corrections)>),
+    Changes { factors, correction, given }: Changes,
 ) -> Result<QuantizedWeights> {
     let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
     let (mut values, dims) = (Parts::of(weight)?, shape(weight)?);
+    if let Some((params, lowest)) = given {
+        let sizes = Channels::new(&dims, axis).extent(&values, &Pairs::None).checked(weight)?.limits;
+        let params = with_room_in_dead_channels(params.clone(), &sizes, bias);
+        let mut quantized = on_given_grid(&values, (dims, axis), params, lowest);
+        quantized.bias = bias.map(|(bias, input_scale)| quantize_bias(bias, input_scale, &quantized.params));
+        return Ok(quantized);
+    }
     if factors.input.is_some() || factors.output.is_some() {
         let mut scaled = values.into_vec();
         Inputs::of(graph.node(id), &dims, axis).take_up(factors, &mut scaled);
@@ -190,6 +211,67 @@ pub(crate) fn quantize(
     }
     quantized.bias = bias.map(|(bias, input_scale)| quantize_bias(&bias, input_scale, &quantized.params));
     Ok(quantized)
+}
+
+/// The weights of node `id` on the grid that they are on, with codes from `lowest` on.
+///
+/// # Errors
+/// [`Error::Tensor`] when they are not finite.
+pub(crate) fn quantize_as_given(
+    graph: &Graph,
+    id: NodeId,
+    params: &QuantParams,
+    lowest: i32,
+) -> Result<QuantizedWeights> {
+    quantize(
+        graph,
+        id,
+        None,
+        WeightGrid::PLAIN,
+        Changes { given: Some((params, lowest)), ..Changes::default() },
+    )
+}
+
+/// Whether a bias fits into int32 on the grid of the sums of channels that have other weights than 0.
+///
+/// # Errors
+/// [`Error::Tensor`] when weights cannot be read.
+pub(crate) fn bias_fits(
+    graph: &Graph,
+    id: NodeId,
+    params: &QuantParams,
+    (bias, input_scale): (&[f32], f32),
+) -> Result<bool> {
+    let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
+    let sizes = Channels::new(&shape(weight)?, axis).extent(&Parts::of(weight)?, &Pairs::None).limits;
+    let mut channels = bias.iter().zip(params.scale.iter().cycle()).zip(sizes);
+    Ok(channels
+        .all(|((b, &scale), size)| size == 0.0 && params.axis.is_some() || has_room(*b, input_scale, scale)))
+}
+
+fn has_room(bias: f32, input_scale: f32, scale: f32) -> bool {
+    f64::from(bias.abs()) <= BIAS_LIMIT * f64::from(input_scale) * f64::from(scale)
+}
+
+/// The scales of channels that have nothing but a bias, as large as that needs them.
+fn with_room_in_dead_channels(
+    mut params: QuantParams,
+    sizes: &[f32],
+    bias: Option<(&[f32], f32)>,
+) -> QuantParams {
+    for (channel, scale) in params.scale.iter_mut().enumerate() {
+        let b = bias.and_then(|(bias, input_scale)| Some((*bias.get(channel)?, input_scale)));
+        let fits = *scale > 0.0 && b.is_none_or(|(b, input_scale)| has_room(b, input_scale, *scale));
+        if fits || params.axis.is_some() && sizes.get(channel).is_some_and(|&size| size > 0.0) {
+            continue;
+        }
+        let mut limit = [0.0];
+        if let Some((b, input_scale)) = b {
+            leave_room_for_bias(&mut limit, &[b], input_scale);
+        }
+        *scale = QuantParams::per_channel(&limit, 0).scale[0];
+    }
+    params
 }
 
 /// The weights of node `id` with these factors in them.
@@ -311,6 +393,41 @@ fn on_grid(
     }
 }
 
+/// The weights as the integers that they are multiples of a scale by.
+fn on_given_grid(
+    values: &Parts,
+    (dims, axis): (Vec<usize>, usize),
+    params: QuantParams,
+    lowest: i32,
+) -> QuantizedWeights {
+    let layout = Channels::new(&dims, axis);
+    let Extent { power, dead_channels, .. } = layout.extent(values, &Pairs::None);
+    let scale = match params.axis {
+        Some(_) => params.scale.clone(),
+        None => vec![params.scale[0]; layout.count],
+    };
+    let all = values.all();
+    let mut integers = Vec::with_capacity(all.len());
+    let mut noise = 0.0;
+    for (at, w) in all.iter().enumerate() {
+        let channel = at / layout.inner % layout.count.max(1);
+        let code = (f64::from(*w) / f64::from(scale[channel])).round_ties_even().clamp(lowest.into(), 127.0);
+        noise += (f64::from(*w) - code * f64::from(scale[channel])).powi(2);
+        integers.push(code as i8 as u8);
+    }
+    QuantizedWeights {
+        values: integers.into(),
+        encoded: None,
+        dims,
+        params,
+        bias: None,
+        // Nothing was rounded but floats.
+        sqnr_db: decibels(power / noise).min(GIVEN_SQNR),
+        dead_channels,
+        effect: None,
+    }
+}
+
 /// The weights in a format with fewer bits than 8. A channel that its bias needs a larger scale for than its weights is as
 /// good as without any.
 fn encoded(
@@ -344,13 +461,18 @@ fn encoded(
     }
 }
 
-/// Quantizes the rows of a constant, without a thought of sums.
+/// Quantizes the rows of a constant, without a thought of sums, or takes them on the grid that was given.
 ///
 /// # Errors
 /// [`Error::Tensor`] when it is not finite.
-pub(crate) fn quantize_rows(tensor: &TensorProto) -> Result<QuantizedWeights> {
+pub(crate) fn quantize_rows(tensor: &TensorProto, given: Option<QuantParams>) -> Result<QuantizedWeights> {
     let (values, dims) = (Parts::of(tensor)?, shape(tensor)?);
     let extent = Channels::new(&dims, 0).extent(&values, &Pairs::None).checked(tensor)?;
+    if let Some(params) = given {
+        let scale = params.scale.iter().copied().cycle().take(dims[0]).collect();
+        let params = QuantParams { scale, zero_point: vec![0; dims[0]], axis: Some(0), ..params };
+        return Ok(on_given_grid(&values, (dims, 0), params, -128));
+    }
     Ok(on_grid(&values, dims, 0, extent, true))
 }
 

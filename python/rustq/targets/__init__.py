@@ -47,6 +47,8 @@ class Job:
         inputs: what the layers multiply on a few samples, if anything is corrected for that.
         shapes: the shape of each input in the first sample; empty where there is no sample.
         named: whether every value that becomes integers keeps its name, though nothing reads it.
+        given: parameters that the model came with, which are kept; the calibration may be empty
+            then.
     """
 
     model: _rustq.Model
@@ -58,6 +60,7 @@ class Job:
     inputs: _rustq.LayerInputs | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     named: bool = False
+    given: _rustq.Given | None = None
 
     def choices(self, noise_price: float, method: str = "auto") -> _rustq._Choices:
         """Those of the configuration for a runtime other than ONNX Runtime, whose price of noise
@@ -74,6 +77,7 @@ class Job:
             "rounding": config.rounding or "nearest",
             "bias_correction": bool(config.bias_correction),
             "inputs": self.inputs,
+            "given": self.given,
         }
 
 

@@ -66,6 +66,7 @@ def make(job: Job) -> Outcome:
             named=job.named,
             weights=_format(config, 0) if config.codes else None,
             wide=config.activations == "int16",
+            given=job.given,
         )
     )
 

@@ -13,7 +13,8 @@ mod table;
 
 use super::net::{Layer, Net, Param, Weight};
 use crate::error::Result;
-use crate::graph::NodeId;
+use crate::given::Given;
+use crate::graph::{Graph, NodeExt, NodeId};
 use crate::qparams::QuantParams;
 use crate::quantize::LayerRecord;
 pub(super) use plan::{Plan, agree, plans};
@@ -39,7 +40,11 @@ pub(super) fn with_grids(net: &Net, plans: &[Option<Plan>]) -> impl Iterator<Ite
 ///
 /// # Errors
 /// [`crate::Error::Tensor`] when weights are not finite.
-pub(super) fn quantize(net: &mut Net, plans: Vec<Option<Plan>>) -> Result<Quantized> {
+pub(super) fn quantize(
+    (net, graph): (&mut Net, &Graph),
+    plans: Vec<Option<Plan>>,
+    given: &Given,
+) -> Result<Quantized> {
     let inputs = with_grids(net, &plans).collect();
     let mut records = Vec::new();
     let mut quantized = Vec::with_capacity(net.layers.len());
@@ -50,7 +55,8 @@ pub(super) fn quantize(net: &mut Net, plans: Vec<Option<Plan>>) -> Result<Quanti
             continue;
         };
         if plan.reason.is_none() {
-            let made = layers::quantized(net, layer, &plan)?;
+            let label = layer.origin.map_or("", |id| graph.node(id).label());
+            let made = layers::quantized(net, layer.clone(), &plan, (given, label))?;
             for record in &mut plan.records {
                 record.quantized = true;
                 record.weight_sqnr_db = Some(made.sqnr_db);

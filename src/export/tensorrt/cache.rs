@@ -64,7 +64,11 @@ pub(super) fn cache(
     let mut text = format!("TRT-{}-EntropyCalibration2\n", version.number());
     let mut left_out = Vec::new();
     let produced = graph.nodes().iter().flat_map(|node| &node.output).map(String::as_str);
-    for name in graph.inputs().chain(produced).filter(|name| is_seen(calibration, name)) {
+    for name in graph
+        .inputs()
+        .chain(produced)
+        .filter(|name| is_seen(calibration, name) || activations.contains_key(name))
+    {
         if name.contains(": ") || name.contains(['\n', '\r']) {
             left_out.push(format!("the calibration cache cannot hold the name '{}'", name.escape_debug()));
             continue;

@@ -11,6 +11,7 @@ use super::{Balance, of_those};
 use crate::calibration::Calibration;
 use crate::correct::LayerInputs;
 use crate::error::Result;
+use crate::given::Given;
 use crate::graph::Graph;
 use crate::model::Model;
 use crate::ops::Role;
@@ -29,7 +30,9 @@ pub(crate) fn in_float<'m>(
     let sites = Sites::find(graph);
     let int8 = vec![true; sites.all.len()];
     let static_shapes = graph.has_static_inputs();
-    let placement = Placement { graph, sites: &sites, int8: &int8, calibration, static_shapes };
+    let given = Given::default();
+    let placement =
+        Placement { graph, sites: &sites, int8: &int8, calibration, given: &given, static_shapes };
     let divisible =
         |value: &str| sites.producer(graph, value).is_some() && !placement.has_float_reader(value);
     of_those(&placement, (scheme, inputs), divisible)

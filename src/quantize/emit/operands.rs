@@ -59,7 +59,8 @@ impl<'m> Emitter<'_, 'm> {
     ) -> Result<String> {
         let values = floats(constant)?;
         let (min, max) = kernels::min_max(&values).unwrap_or((0.0, 0.0));
-        let params = self.params(Range { min, max });
+        let given = self.plan.placement.given.constant(constant.name(), self.plan.scheme);
+        let params = given.unwrap_or_else(|| self.params(Range { min, max }));
         let integers = on_grid(&shape(constant)?, &values, &params);
         let zero = self.writer.zero_point(&params);
         Ok(self.writer.dequantized_constant(
@@ -89,10 +90,16 @@ impl<'m> Emitter<'_, 'm> {
         let own_bias = weights::bias(plan.placement.graph, site.id)?;
         let bias_behind = if own_bias.is_some() { None } else { self.bias_behind(site)? };
         let bias = own_bias.as_deref().or(bias_behind.as_ref().map(|behind| behind.values.as_slice()));
+        let given = plan.placement.given.weights(plan.placement.graph, site.id).and_then(Result::ok);
         let bias = bias.map(|bias| (bias, input_scale));
         let factors = |value| plan.balance.get(value).map(|balanced| balanced.factors.as_slice());
         let factors = weights::Factors { input: factors(site.inputs[0]), output: factors(site.outputs[0]) };
-        let changes = (factors, plan.correction(site.id));
+        let correction = plan.correction(site.id);
+        let changes = weights::Changes {
+            factors,
+            correction,
+            given: given.as_ref().map(|params| (params, plan.placement.given.lowest())),
+        };
         let quantized = weights::quantize(plan.placement.graph, site.id, bias, plan.weights, changes)?;
         // Without zero points ONNX Runtime does not fuse a Gemm, or what it makes a Gemm of; a Conv does without.
         let zero = (site.op.op_type != "Conv").then(|| self.writer.zeros(&quantized.params));

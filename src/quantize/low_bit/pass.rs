@@ -8,6 +8,7 @@ use crate::correct::inputs::{LayerInputs, Moments};
 use crate::correct::layer::{Effect, Grid, Weights};
 use crate::correct::{self, Corrections};
 use crate::error::Result;
+use crate::given::Given;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
 use crate::onnx::OperatorSetIdProto;
@@ -86,7 +87,12 @@ pub fn quantize_weights(
     }
     let Writer { mut patch, mut names, .. } = writer;
     if settings.runtime.embeddings {
-        layers.extend(super::super::embeddings(&graph, &settings.exclude, &mut names, &mut patch)?);
+        layers.extend(super::super::embeddings(
+            &graph,
+            (&settings.exclude, &Given::default()),
+            &mut names,
+            &mut patch,
+        )?);
     }
     let model = with_contrib(apply(model.clone(), patch)?)?;
     Ok(Quantized {

@@ -5,12 +5,27 @@ use super::grids::{powers, rounded, row_scales, scale};
 use super::groups::{apart, groups_apart};
 use super::plan::Plan;
 use crate::error::{Error, Result};
+use crate::given::{Given, Steps};
 
 /// Sums up to here survive the 3 × 3 kernel of ncnn that transforms with factors of 576 (Winograd F(4, 3)).
 const WINOGRAD_LIMIT: i32 = i32::MAX / 576;
 
 /// Parameter 31 = 64: no Winograd kernels for this layer.
 const NO_WINOGRAD: i32 = 64;
+
+/// Parameters that the model came with, and the label of the node that a layer was.
+type Source<'s> = (&'s Given, &'s str);
+
+/// The scales, factors, of rows that were given on a grid.
+fn given_scales(values: &[f32], count: usize, (given, label): Source) -> Option<Vec<f32>> {
+    if given.is_empty() {
+        return None;
+    }
+    let length = (values.len() / count.max(1)).max(1);
+    let rows: Vec<Vec<f32>> = values.chunks_exact(length).map(<[f32]>::to_vec).collect();
+    let Steps { scale, .. } = given.steps(label, &rows)?.ok()?;
+    Some(scale.into_iter().map(|scale| if scale > 0.0 { 1.0 / scale } else { 1.0 }).collect())
+}
 
 /// What a layer became.
 pub(super) struct Made {
@@ -28,6 +43,11 @@ struct Rows {
 
 impl Rows {
     fn of(layer: &Layer, index: usize, count: usize) -> Result<Self> {
+        Self::kept(layer, (index, count), None)
+    }
+
+    /// The same, on the grid that they were given on, if they were.
+    fn kept(layer: &Layer, (index, count): (usize, usize), given: Option<Source>) -> Result<Self> {
         let Some(Weight::Tagged(values)) = layer.weights.get(index) else {
             return Err(Error::Model(format!("layer '{}' has no weights", layer.name)));
         };
@@ -35,7 +55,8 @@ impl Rows {
             let reason = format!("element {at} is {}; weights must be finite", values[at]);
             return Err(Error::tensor(layer.name.clone(), reason));
         }
-        let scales = row_scales(values, count);
+        let scales = given.and_then(|given| given_scales(values, count, given));
+        let scales = scales.unwrap_or_else(|| row_scales(values, count));
         let integers = rounded(values, &scales);
         Ok(Self { powers: powers(values, &scales, &integers), integers, scales })
     }
@@ -45,7 +66,7 @@ impl Rows {
 ///
 /// # Errors
 /// [`Error::Tensor`] when weights are not finite.
-pub(super) fn quantized(net: &mut Net, layer: Layer, plan: &Plan) -> Result<Made> {
+pub(super) fn quantized(net: &mut Net, layer: Layer, plan: &Plan, given: Source) -> Result<Made> {
     let input = scale(plan.input.unwrap_or(0.0));
     match layer.kind.as_str() {
         "InnerProduct" if plan.input.is_none() => by_rows(net, layer),
@@ -57,14 +78,14 @@ pub(super) fn quantized(net: &mut Net, layer: Layer, plan: &Plan) -> Result<Made
             let (before, convolutions, behind) = apart(net, layer, groups);
             let (mut layers, mut total) = (vec![before], (0.0, 0.0));
             for convolution in convolutions {
-                let (layer, powers) = product(convolution, input)?;
+                let (layer, powers) = product(convolution, input, (given.0, ""))?;
                 total = (total.0 + powers.0, total.1 + powers.1);
                 layers.push(layer);
             }
             layers.push(behind);
             Ok(Made { layers, sqnr_db: decibels(total) })
         }
-        _ => product(layer, input)
+        _ => product(layer, input, given)
             .map(|(layer, powers)| Made { layers: vec![layer], sqnr_db: decibels(powers) }),
     }
 }
@@ -74,8 +95,8 @@ fn decibels((signal, noise): (f64, f64)) -> f64 {
 }
 
 /// A convolution or inner product whose input has the scale `input`.
-fn product(mut layer: Layer, input: f32) -> Result<(Layer, (f64, f64))> {
-    let rows = Rows::of(&layer, 0, layer.get(0, 1) as usize)?;
+fn product(mut layer: Layer, input: f32, given: Source) -> Result<(Layer, (f64, f64))> {
+    let rows = Rows::kept(&layer, (0, layer.get(0, 1) as usize), Some(given))?;
     if may_overflow(&layer, &rows) {
         layer.set(31, NO_WINOGRAD);
     }

@@ -7,7 +7,6 @@ use super::super::net::{Layer, Net, Weight};
 use super::groups;
 use crate::error::Result;
 use crate::export::Options;
-use crate::export::layers::is_seen;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::qparams::QuantParams;
 use crate::quantize::scales::Grids;
@@ -100,7 +99,7 @@ pub(crate) fn agree(plan: Option<&mut Plan>, other: Option<&Plan>) {
 }
 
 fn input_params(grids: &Grids, value: &str) -> Option<QuantParams> {
-    is_seen(grids.calibration, value).then(|| grids.params(value))
+    grids.knows(value).then(|| grids.params(value))
 }
 
 struct Planner<'p, 'm> {
@@ -136,6 +135,17 @@ impl Planner<'_, '_> {
         Some(Plan { records: [record].into_iter().chain(parts).collect(), input, reason })
     }
 
+    /// Whether there are only scales that the model came with.
+    fn has_no_data(&self) -> bool {
+        !self.options.given.is_empty() && self.grids.is_some_and(|grids| grids.calibration.runs() == 0)
+    }
+
+    /// Whether the model came with the parameters of a node and of what it reads.
+    fn is_kept(&self, id: NodeId, value: &str) -> bool {
+        let given = &self.options.given;
+        given.get(value).is_some() && given.weights(self.graph, id).is_some_and(|weights| weights.is_ok())
+    }
+
     /// Why a layer stays float.
     fn reason(&self, layer: &Layer, (kernel, id, seen): (Kernel, NodeId, bool), macs: f64) -> Option<String> {
         let nodes = || [id].into_iter().chain(layer.parts.iter().copied());
@@ -150,9 +160,13 @@ impl Planner<'_, '_> {
             Kernel::Static if self.grids.is_none() => {
                 Some("its input needs a range: give calibration data".to_owned())
             }
+            Kernel::Static if !seen && self.has_no_data() => {
+                Some(format!("no scale was given for '{value}': give calibration data"))
+            }
             Kernel::Static if !seen => {
                 Some(format!("'{value}' is not a float32 tensor that calibration saw"))
             }
+            _ if self.is_kept(id, value) => groups::refusal(layer),
             _ if self.options.noise_price * noise > SAVED * macs / self.total => Some(format!(
                 "int8 would add noise of {:.1} dB below the signal, more than {:.2} % of the multiplications are worth",
                 -10.0 * noise.log10(),
