@@ -21,10 +21,10 @@ WITH_PYTHON := PYO3_PYTHON="$(abspath $(PY))"
 
 .PHONY: help demo develop test test-rust test-python test-tensorrt test-pnnx test-frameworks check format lint lint-rust lint-python docs docs-rust site bench bench-fold bench-peers bench-large bench-targets zoo ncnn \
 	exhaustive test-aarch64 sanitize fuzz audit \
-	release wheel sdist clean
+	release wheel wheels test-wheel test-wheel-aarch64 sdist test-sdist clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED) ## set up, build, and quantize the model that ships with rustq
 	@$(BIN)/rustq demo
@@ -113,6 +113,7 @@ lint-python: $(INSTALLED) $(TOOLS)
 	$(PY) -m mypy
 	$(PY) -m mypy.stubtest rustq._rustq
 	$(PY) scripts/draw_concepts.py --check
+	$(PY) scripts/licences.py --check
 
 docs: docs-rust site ## build the documentation: of the Rust code, private items too, and the site; a warning fails
 
@@ -161,8 +162,30 @@ wheel: $(BUILDER) ## build an optimized wheel in dist/
 	$(MATURIN) build --locked --release --strip --out dist
 	@ls -l dist/*.whl
 
+# Zig links against glibc 2.17, whatever the glibc here. AARCH64_RUSTC: see test-aarch64.
+MANYLINUX := build --locked --release --strip --zig --compatibility manylinux2014 --out dist
+wheels: $(BUILDER) ## build wheels for every Linux on x86-64 and aarch64 in dist/, and check what they need of a system
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-wheels.txt
+	rm -f dist/rustq-*-manylinux*.whl
+	PATH="$(abspath $(BIN)):$$PATH" $(MATURIN) $(MANYLINUX) --target x86_64-unknown-linux-gnu
+	PATH="$(abspath $(BIN)):$$PATH" RUSTC=$(AARCH64_RUSTC) $(MATURIN) $(MANYLINUX) --target aarch64-unknown-linux-gnu \
+		--target-dir target/aarch64-wheel
+	for wheel in dist/rustq-*-manylinux*.whl; do \
+		$(BIN)/auditwheel show "$$wheel" | tr '\n' ' ' | grep -o 'consistent with the following platform tag: "manylinux_2_17_[a-z0-9_]*"'; \
+	done
+	@ls -l dist/*.whl
+
+test-wheel: ## install the wheel for this machine into an empty environment, and run the README's example
+	$(or $(PYTHON),python3) scripts/test_wheel.py dist/rustq-*-manylinux*_$$(uname -m).whl
+
+test-wheel-aarch64: $(PY) ## the same for the wheel for aarch64, under qemu-user (Debian 12: apt install qemu-user)
+	$(PY) scripts/wheel_under_qemu.py dist/rustq-*-manylinux*_aarch64.whl
+
 sdist: $(BUILDER) ## build the source distribution in dist/
 	$(MATURIN) sdist --out dist
+
+test-sdist: sdist ## build and install the source distribution in an empty environment, and run the README's example
+	$(or $(PYTHON),python3) scripts/test_wheel.py dist/rustq-*.tar.gz
 
 clean: ## remove everything that was built or installed
 	rm -rf $(VENV) $(FRAMEWORKS) target fuzz/target dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
