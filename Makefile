@@ -114,6 +114,7 @@ lint-python: $(INSTALLED) $(TOOLS)
 	$(PY) -m mypy.stubtest rustq._rustq
 	$(PY) scripts/draw_concepts.py --check
 	$(PY) scripts/licences.py --check
+	$(PY) scripts/translations.py
 
 docs: docs-rust site ## build the documentation: of the Rust code, private items too, and the site; a warning fails
 
