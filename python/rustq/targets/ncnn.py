@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Contents", "Layer", "as_run", "make", "next_step", "read", "unsupported"]
 
-NOISE_PRICE = 5.0
+NOISE_PRICE = 20.0
 """By measurement through ncnn, see the table in `docs/ncnn.md`."""
 
 
