@@ -94,15 +94,12 @@ class Candidate:
 
 
 WAYS = (("auto", None), ("percentile", 99.99))
-CANDIDATES = (
-    *(
-        Candidate(method, percentile, equalize)
-        for method, percentile in WAYS
-        for equalize in (False, True)
-    ),
-    Candidate("minmax"),
+CANDIDATES = tuple(
+    Candidate(method, percentile, equalize)
+    for method, percentile in WAYS
+    for equalize in (False, True)
 )
-"""For ONNX Runtime. Now and then what is rare and large decides, and nothing may be clipped."""
+"""For ONNX Runtime."""
 ON_THE_FLOAT_MODEL = (
     *(
         Candidate(method, percentile, equalize, True)
@@ -114,7 +111,7 @@ ON_THE_FLOAT_MODEL = (
 """For the others. Channels that are equalized make weights more uneven, for which the corrections
 make up: each alone may be of no use."""
 
-WIDE = CANDIDATES[-1:]
+WIDE = (Candidate("minmax"),)
 """For int16 activations, whose steps are so small that there is nothing to gain by clipping."""
 
 
