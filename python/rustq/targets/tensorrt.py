@@ -27,7 +27,7 @@ CODES_OPSET = 21
 BLOCK_SIZE = 128
 """TensorRT's documentation names 64 and 128."""
 
-NOISE_PRICE = 3.0
+NOISE_PRICE = 20.0
 BATCHES = (1, 8, 32)
 """Smallest, best and largest batch to suggest for a dynamic one."""
 
