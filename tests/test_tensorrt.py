@@ -492,3 +492,13 @@ def test_command_line_prints_what_to_run_on_the_device(tmp_path: Path) -> None:
     assert (tmp_path / "digits.int8.cache").exists()
     wrong = CliRunner().invoke(commands, [*arguments, "--scheme", "asym"])
     assert wrong.exit_code == 1
+
+
+def test_dimensions_keep_names_but_not_question_marks(tmp_path: Path) -> None:
+    model = zoo.classifier(batch="batch")
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_param = "?"
+    made = quantized(model, random_feeds(zoo.classifier()))
+    dims = made.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_param for dim in dims] == ["batch", "", "", ""]
+    assert [dim.dim_value for dim in dims] == [0, 3, 0, 0]

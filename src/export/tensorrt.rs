@@ -23,6 +23,7 @@ use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
+use crate::onnx::ValueInfoProto;
 use crate::patch::apply;
 use crate::qparams::{QuantParams, Scheme};
 use crate::quantize::balance::Balance;
@@ -130,12 +131,7 @@ pub fn quantize(
     if half {
         written = half::lowered(written)?;
     }
-    let mut proto = written.into_proto();
-    proto.ir_version = proto.ir_version.map(|version| version.min(IR_VERSION));
-    let written = Model::from_proto(proto)?;
-    if let Some(finding) = lint(&written).into_iter().next() {
-        return Err(Error::Model(format!("TensorRT would refuse the result: {finding}")));
-    }
+    let written = accepted(written)?;
     let tensor = |value: &str| grids.record(value, activations.get(placement.root(value)));
     let mut records = layers.records(&graph, calibration, &float, tensor);
     for (id, record) in &mut records {
@@ -167,6 +163,33 @@ fn activations<'m>(placement: &Placement<'m>, grids: &Grids, half: bool) -> Hash
         }
     }
     values.into_iter().map(|value| (value, groups[placement.group(value)].1.clone())).collect()
+}
+
+/// The model as TensorRT's parser takes it.
+///
+/// # Errors
+/// [`Error::Model`] where it would refuse the result.
+fn accepted(model: Model) -> Result<Model> {
+    let mut proto = model.into_proto();
+    proto.ir_version = proto.ir_version.map(|version| version.min(IR_VERSION));
+    if let Some(graph) = &mut proto.graph {
+        let values = [&mut graph.input, &mut graph.output, &mut graph.value_info];
+        values.into_iter().flatten().for_each(without_wild_names);
+    }
+    let model = Model::from_proto(proto)?;
+    match lint(&model).into_iter().next() {
+        Some(finding) => Err(Error::Model(format!("TensorRT would refuse the result: {finding}"))),
+        None => Ok(model),
+    }
+}
+
+/// Takes names that are none, such as `?`, off the dimensions of a value: all of one name have to be equal for TensorRT.
+fn without_wild_names(value: &mut ValueInfoProto) {
+    let is_name = |name: &String| name.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+    let shape = value.r#type.as_mut().and_then(|t| t.tensor_type.as_mut()).and_then(|t| t.shape.as_mut());
+    for dimension in shape.into_iter().flat_map(|shape| &mut shape.dim) {
+        dimension.dim_param = dimension.dim_param.take().filter(is_name);
+    }
 }
 
 /// Records of the operators that read int8 without multiplying.

@@ -1,7 +1,7 @@
 //! Weights of matrix products as 4-bit codes, which TensorRT 10 decodes while it multiplies in floating point.
 
-use super::{IR_VERSION, Options, lint};
-use crate::error::{Error, Result};
+use super::{Options, accepted};
+use crate::error::Result;
 use crate::graph::{Graph, NodeId};
 use crate::model::Model;
 use crate::ops::is_plain_product;
@@ -25,16 +25,11 @@ fn decline(graph: &Graph, id: NodeId) -> Option<&'static str> {
 /// Codes the weights of the matrix products of a folded model.
 ///
 /// # Errors
-/// [`Error::Tensor`] for weights that are not finite, [`Error::Model`] where TensorRT would refuse the result.
+/// [`crate::Error::Tensor`] for weights that are not finite, [`crate::Error::Model`] where TensorRT would refuse the result.
 pub fn quantize_weights(model: &Model, format: Format, options: Options) -> Result<Quantized> {
     let (inputs, corrections) = (options.changes.inputs, options.changes.corrections);
     let settings = low_bit::Settings { format, runtime: &TENSORRT, corrections, exclude: options.exclude };
     let mut done = low_bit::quantize_weights(model, inputs, &settings)?;
-    let mut proto = done.model.into_proto();
-    proto.ir_version = proto.ir_version.map(|version| version.min(IR_VERSION));
-    done.model = Model::from_proto(proto)?;
-    match lint(&done.model).into_iter().next() {
-        Some(finding) => Err(Error::Model(format!("TensorRT would refuse the result: {finding}"))),
-        None => Ok(done),
-    }
+    done.model = accepted(done.model)?;
+    Ok(done)
 }
