@@ -54,7 +54,8 @@ FRAMEWORKS := .venv-frameworks
 test-frameworks: $(INSTALLED) ## train small networks in PyTorch and Keras, and quantize them (2 GB)
 	test -x $(FRAMEWORKS)/bin/python || $(PY) -m venv $(FRAMEWORKS)
 	$(FRAMEWORKS)/bin/python -m pip install --quiet -r requirements-frameworks.txt
-	PYTHONPATH=python $(FRAMEWORKS)/bin/python -m pytest -p no:doctest tests/frameworks
+	# A process each: the LLVMs of TensorFlow and of torch with CUDA do not go together in one.
+	for file in tests/frameworks/test_*.py; do PYTHONPATH=python $(FRAMEWORKS)/bin/python -m pytest -o addopts= $$file; done
 
 # Coverage, and AddressSanitizer, as cargo-fuzz sets them; it would need a nightly toolchain.
 FUZZ_FLAGS := --cfg fuzzing -Zsanitizer=address -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

@@ -34,6 +34,9 @@ const WEIGHTED: &[&str] = &["Conv", "ConvTranspose", "Gemm", "MatMul"];
 const NOT_USED: &str =
     "these are computed in float, or together with what reads them, without their given scales";
 
+/// What is said of weights that came in few bits.
+const FEW_BITS: &str = "codes of few bits are written as whole multiples, on a scale as much finer, for the sake of the biases, in";
+
 /// What is said of weights of −128 for runtimes that have no such code.
 const BEYOND: &str = "weights of -128 steps become -127, the smallest code there is, in";
 
@@ -147,6 +150,7 @@ impl Given {
             note(&unused.collect::<Vec<_>>(), NOT_USED),
             note(&anew, OFF_THE_GRID),
             note(&self.beyond(graph), BEYOND),
+            note(&self.of_few_bits(graph), FEW_BITS),
         ];
         self.notes.iter().cloned().chain(found.into_iter().flatten()).collect()
     }
@@ -161,6 +165,17 @@ impl Given {
         (0..graph.nodes().len()).filter(ends_there).map(|id| graph.node(id).label()).collect()
     }
 
+    /// Nodes whose weights came in few bits.
+    fn of_few_bits<'m>(&self, graph: &Graph<'m>) -> Vec<&'m str> {
+        let is_finer = |id: &NodeId| {
+            let (given, found) = (self.layers.get(graph.node(*id).label()), self.weights(graph, *id));
+            let (Some(given), Some(Ok(found))) = (given, found) else { return false };
+            given.scale.len() == found.scale.len()
+                && found.scale.iter().zip(&given.scale).all(|(f, g)| 2.0 * f < *g)
+        };
+        (0..graph.nodes().len()).filter(is_finer).map(|id| graph.node(id).label()).collect()
+    }
+
     /// The smallest code that weights may have.
     pub(crate) fn lowest(&self) -> i32 {
         if self.mirrored { -127 } else { -128 }
@@ -168,12 +183,15 @@ impl Given {
 
     /// The grid of the weights of node `id`, if one was given: int8 without zero points; or an error if that cannot be kept.
     pub(crate) fn weights(&self, graph: &Graph, id: NodeId) -> Option<Result<QuantParams, OffTheGrid>> {
-        if !self.layers.contains_key(graph.node(id).label()) {
+        if self.is_empty() || !WEIGHTED.iter().any(|op_type| graph.node(id).is(op_type)) {
             return None;
         }
         let (node, axis) = (graph.node(id), channel_axis(graph, id));
         let weight = weight_of(graph, id).ok()?;
         let (values, dims) = (floats(weight).ok()?, shape(weight).ok()?);
+        if dims.len() <= axis {
+            return None;
+        }
         let rows = rows(&values, &dims, axis);
         let steps = match self.steps(node.label(), &rows)? {
             Ok(steps) => steps,
@@ -191,14 +209,17 @@ impl Given {
     pub(crate) fn rows(&self, graph: &Graph, table: &str) -> Option<QuantParams> {
         let params = self.constants.get(table).filter(|params| params.axis.is_none_or(|axis| axis == 0))?;
         let constant = graph.constant(table)?;
-        let rows = rows(&floats(constant).ok()?, &shape(constant).ok()?, 0);
+        let dims = shape(constant).ok().filter(|dims| !dims.is_empty())?;
+        let rows = rows(&floats(constant).ok()?, &dims, 0);
         let Steps { scale, .. } = as_given(params, &rows)?;
         Some(QuantParams { zero_point: vec![0; scale.len()], scale, axis: Some(0), dtype: Dtype::Int8 })
     }
 
     /// The step of each row of the weights of the node with this label, as [`weights`](Self::weights).
     pub(crate) fn steps(&self, label: &str, rows: &[Vec<f32>]) -> Option<Result<Steps, OffTheGrid>> {
-        let given = self.layers.get(label)?;
+        let Some(given) = self.layers.get(label) else {
+            return unmarked(rows).filter(|_| !self.activations.is_empty()).map(Ok);
+        };
         let found = as_given(given, rows).or_else(|| {
             let scale = rows.iter().map(|row| steps::step(row)).collect::<Option<Vec<f32>>>()?;
             Some(Steps { scale, per_tensor: false })
@@ -262,6 +283,15 @@ fn moved<'m>(graph: &Graph<'m>, id: NodeId) -> Option<(&'m str, &'m [String])> {
     graph.initializer(input).is_none().then_some((input, &node.output))
 }
 
+/// The steps of rows that are on a grid although nothing says so: some exporters compute the pairs of weights beforehand.
+/// No four floats are by chance.
+fn unmarked(rows: &[Vec<f32>]) -> Option<Steps> {
+    let clear = |row: &Vec<f32>| matches!(row.iter().filter(|w| **w != 0.0).count(), 0 | 4..);
+    let all = rows.iter().all(clear) && rows.iter().flatten().any(|w| *w != 0.0);
+    let scale = all.then(|| rows.iter().map(|row| steps::step(row)).collect::<Option<Vec<f32>>>())??;
+    Some(Steps { scale, per_tensor: false })
+}
+
 /// The steps of the parameters themselves, if all rows are on them.
 fn as_given(params: &QuantParams, rows: &[Vec<f32>]) -> Option<Steps> {
     let scale = match params.scale.as_slice() {
@@ -270,6 +300,11 @@ fn as_given(params: &QuantParams, rows: &[Vec<f32>]) -> Option<Steps> {
         _ => return None,
     };
     let fits = rows.iter().zip(&scale).all(|(row, &scale)| steps::is_on_grid(row, scale));
+    let finer =
+        rows.iter().zip(&scale).map(|(row, &scale)| steps::finer(row, scale)).fold(f32::INFINITY, f32::min);
+    // Rows of zeros have no say.
+    let finer = if finer.is_finite() { finer } else { 1.0 };
+    let scale = scale.into_iter().map(|scale| scale / finer).collect();
     fits.then_some(Steps { scale, per_tensor: params.axis.is_none() })
 }
 

@@ -175,10 +175,26 @@ pub fn quantize_static(
     }
     let effects = emitted.weights.values().filter_map(|weights| weights.effect);
     notes.extend(correct::note(effects.chain(coded.values().filter_map(|taken| taken.effect))));
+    notes.extend(without_kernel(&plan.placement));
     let Writer { mut patch, mut names, .. } = emitted.writer;
     layers.extend(embeddings(&graph, (&options.exclude, given), &mut names, &mut patch)?);
     let model = low_bit::with_contrib(apply(model.clone(), patch)?)?;
     Ok(Quantized { model, layers: in_order(layers), notes })
+}
+
+/// A note about products whose results have no scale, so that ONNX Runtime has no integer kernel for them.
+fn without_kernel(placement: &Placement) -> Option<String> {
+    let open = placement.integer_sites().map(|(_, site)| site).filter(|site| {
+        site.op.role == Role::Linear && !site.op.float_output && !placement.has_range(site.outputs[0])
+    });
+    let labels: Vec<&str> = open.map(|site| placement.graph.node(site.id).label()).collect();
+    (!labels.is_empty()).then(|| {
+        format!(
+            "no scale was given for the results of '{}': ONNX Runtime computes them in float between their pairs; \
+             give calibration data",
+            labels.join("', '")
+        )
+    })
 }
 
 /// Codes the weights of the products that do not run on integers.
@@ -243,7 +259,7 @@ fn choose<'m>(graph: &Graph<'m>, calibration: &Calibration, options: &Options) -
     let noise = noise::estimate(graph, &sites, error, calibration, options.weights)?;
     let limits = plan::Limits {
         candidates: &candidates,
-        kept: &kept(graph, &sites, &candidates, given),
+        kept: &kept(&sites, &candidates, given, calibration.runs() == 0),
         noise_price: options.noise_price,
         everything: options.everything,
     };
@@ -311,15 +327,15 @@ fn left_float(model: &Model, reason: &str) -> Quantized {
 }
 
 /// Sites that run on integers whatever they cost, because the model came with the parameters for it.
-fn kept(graph: &Graph, sites: &Sites, candidates: &[bool], given: &Given) -> Vec<bool> {
+fn kept(sites: &Sites, candidates: &[bool], given: &Given, no_data: bool) -> Vec<bool> {
     let known = |site: &sites::Site| match site.op.role {
         Role::Arithmetic | Role::Saturating => {
             site.inputs.iter().chain(&site.outputs).all(|value| given.get(value).is_some())
         }
-        Role::Linear => {
-            given.get(site.inputs[0]).is_some() && matches!(given.weights(graph, site.id), Some(Ok(_)))
-        }
-        _ => false,
+        Role::Linear => given.get(site.inputs[0]).is_some(),
+        // Nothing is known of its size without data.
+        Role::Move => no_data && site.outputs.iter().all(|value| given.get(value).is_some()),
+        Role::Clip => false,
     };
     let mut kept: Vec<bool> =
         sites.all.iter().zip(candidates).map(|(site, candidate)| *candidate && known(site)).collect();
@@ -371,10 +387,15 @@ fn forced_float(
     let unseen =
         |value: &&str| given.get(value).is_none() && calibration.get(value).is_none_or(|o| o.count() == 0);
     // A product whose result has no scale hands out floats; what is moved stays on its scale.
-    let outputs_needed = |role| given.is_empty() || role == Role::Arithmetic;
+    let outputs_needed = |site: &sites::Site| match site.op.role {
+        _ if given.is_empty() => true,
+        // Weights that came as integers stay integers.
+        Role::Linear => !site.op.float_output && !matches!(given.weights(graph, site.id), Some(Ok(_))),
+        role => role == Role::Arithmetic,
+    };
     let mut float = BTreeMap::new();
     for (i, site) in sites.all.iter().enumerate() {
-        let outputs = if outputs_needed(site.op.role) { site.outputs.as_slice() } else { &[] };
+        let outputs = if outputs_needed(site) { site.outputs.as_slice() } else { &[] };
         let needed = || site.inputs.iter().chain(outputs).copied();
         if excluded(site.id) {
             float.insert(i, "excluded by the configuration".to_owned());

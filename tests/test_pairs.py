@@ -54,6 +54,7 @@ class Pairs(Net):
 
 def scales(model: Any) -> set[float]:
     """All scales of Q/DQ nodes; those of int32 biases apart."""
+    model = rustq.fold(model).to_onnx()
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     return {
         float(value)
@@ -230,6 +231,7 @@ def test_missing_pairs_come_from_data_or_are_left_out() -> None:
     np.testing.assert_allclose(outputs(alone, x), expected, atol=1e-4)
     reasons = {layer.op_type: layer.reason for layer in report.layers}
     assert "give calibration data" in reasons["Add"]
+    assert any("computes them in float between their pairs" in note for note in report.notes)
     filled, report = computed(model, data=[x[i : i + 4] for i in range(0, 16, 4)])
     assert scales(alone) < scales(filled)
     assert sqnr(expected, outputs(filled, x)) > 25
@@ -319,3 +321,33 @@ def test_weights_alone_need_data() -> None:
         model, [np.ones((2, 16), np.float32)], config=rustq.QuantConfig(noise_price=0)
     ).to_onnx()
     assert proto.graph.node
+
+
+FILES = sorted((Path(__file__).parent / "data").glob("*.onnx"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_of_every_tool_for_every_target(path: Path, target: str) -> None:
+    model = onnx.load(path)
+    value = model.graph.input[0]
+    shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim][1:]
+    x = np.random.default_rng(1).uniform(0, 1, (16, *shape)).astype(np.float32)
+    expected = outputs(model, x, value.name)
+    proto, report = computed(path, target)
+    error = np.abs(outputs(proto, x, value.name) - expected).max()
+    # The ranges of a few steps of TensorFlow's training are so wide that there are 5 steps in all.
+    coarse = max(scales(model)) if path.stem == "tfmot" else 0
+    close = 0.01 if target == "onnxruntime" else 0.07 if path.stem == "brevitas" else 0.02
+    assert error <= 1.01 * coarse + close * np.abs(expected).max()
+    assert report.notes[0].startswith("the scales of ")
+    layers = [layer for layer in report.layers if layer.op_type in ("Conv", "Gemm", "MatMul")]
+    assert len(layers) == 4
+    assert all(layer.quantized for layer in layers)
+    if target == "onnxruntime" and path.stem not in ("modelopt", "tfmot"):
+        # The others have BatchNormalization folded into the scales of the weights.
+        assert scales(proto) == scales(model)
+    if target == "onnxruntime":
+        fast = run(proto, {value.name: x}, optimize=True)[0]
+        assert np.abs(fast - expected).max() <= 1.01 * coarse + 0.05 * np.abs(expected).max()

@@ -70,7 +70,7 @@ pub fn quantize(
     let params = |value: &str| grids.knows(value).then(|| with_offset(grids.params(value)));
     let tensor = |value: &str| grids.record(value, params(value).as_ref());
     let records = layers.records(&graph, calibration, &float, tensor);
-    let noise = of_the_others(noise_of_products(&graph, &grids, params)?, &layers.kept(&graph, &given));
+    let noise = of_the_others(noise_of_products(&graph, &grids, params)?, &layers.kept(&given));
     float.extend(too_noisy(&records, &noise, options.noise_price));
     let chosen = layers.chosen(&float);
     let activations: HashMap<&str, QuantParams> =

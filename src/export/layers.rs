@@ -89,7 +89,7 @@ impl<'m> Layers<'m> {
         options: &Options,
         decline: impl Fn(&Layer<'m>) -> Option<String>,
     ) -> BTreeMap<usize, String> {
-        let (given, kept) = (&options.given, self.kept(graph, &options.given));
+        let (given, kept) = (&options.given, self.kept(&options.given));
         let reason = |layer: &Layer<'m>| {
             if options.exclude.contains(graph.node(layer.id).label()) {
                 return Some("excluded by the configuration".to_owned());
@@ -105,12 +105,9 @@ impl<'m> Layers<'m> {
         self.all.iter().enumerate().filter_map(|(i, layer)| Some((i, reason(layer)?))).collect()
     }
 
-    /// The layers that the model came with all parameters of.
-    pub fn kept(&self, graph: &Graph<'m>, given: &Given) -> HashSet<NodeId> {
-        let known = |layer: &&Layer<'m>| {
-            let activations = layer.inputs.iter().all(|(_, value)| given.get(value).is_some());
-            activations && (!layer.has_weights() || matches!(given.weights(graph, layer.id), Some(Ok(_))))
-        };
+    /// The layers whose inputs the model came with parameters of.
+    pub fn kept(&self, given: &Given) -> HashSet<NodeId> {
+        let known = |layer: &&Layer<'m>| layer.inputs.iter().all(|(_, value)| given.get(value).is_some());
         self.all.iter().filter(known).map(|layer| layer.id).collect()
     }
 

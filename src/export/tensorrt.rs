@@ -98,7 +98,7 @@ pub fn quantize(
     let tensor = |value: &str| grids.record(value, activations.get(placement.root(value)));
     let noise = noise_of_products(&graph, &grids, |value| activations.get(placement.root(value)).cloned())?;
     let records = layers.records(&graph, calibration, &float, tensor);
-    let noise = of_the_others(noise, &layers.kept(&graph, &given));
+    let noise = of_the_others(noise, &layers.kept(&given));
     float.extend(too_noisy(&records, &noise, options.noise_price));
     let (placement, activations) = place(&float);
     let chosen = layers.chosen(&float);

@@ -19,11 +19,13 @@ struct Codes {
 
 /// `model` with float constants in the place of quantized ones, and the parameters that those had.
 ///
-/// Types and layouts that are not known here stay as they are.
+/// Types and layouts that are not known here stay as they are. Initializers that are inputs as well stop being inputs: nobody
+/// overrides the weights of a model that is quantized for its own, and some exporters list all of them.
 ///
 /// # Errors
 /// [`crate::Error::Model`] when the model has no graph.
 pub fn take_constants(model: &Model) -> Result<(Model, Given)> {
+    let model = &without_default_inputs(model)?;
     let graph = Graph::of(model);
     let (mut patch, mut given) = (Patch::default(), Given::default());
     let mut made: HashMap<&str, Codes> = HashMap::new();
@@ -39,6 +41,14 @@ pub fn take_constants(model: &Model) -> Result<(Model, Given)> {
         }
     }
     Ok((apply(model.clone(), patch)?, given))
+}
+
+fn without_default_inputs(model: &Model) -> Result<Model> {
+    let mut proto = model.clone().into_proto();
+    let graph = proto.graph.get_or_insert_default();
+    let known: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name()).collect();
+    graph.input.retain(|input| !known.contains(input.name()));
+    Model::from_proto(proto)
 }
 
 /// What a QuantizeLinear makes of a constant.

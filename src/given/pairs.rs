@@ -159,7 +159,7 @@ fn pair<'m>(graph: &Graph<'m>, id: NodeId) -> Result<Pair<'m>, String> {
     };
     let front =
         Params::of(graph, quantize).ok_or("the scale in front of it is not a constant of a known type")?;
-    let kind = front.kind.ok_or("its type is not known")?;
+    let kind = front.kind.filter(|kind| kind.dtype != Dtype::Int32).ok_or("its type is not known")?;
     if !front.agree(&behind) {
         return Err(format!("its scale is not that of '{}'", graph.node(quantize).label()));
     }

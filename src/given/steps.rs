@@ -38,9 +38,18 @@ pub(super) fn step(row: &[f32]) -> Option<f32> {
         product += f64::from(v) * code;
         power += code * code;
     }
-    let largest = (f64::from(largest) / scale).round() as u32;
-    let finer = if largest < FEW { f64::from(ENOUGH / largest) } else { 1.0 };
-    Some((product / power / finer) as f32)
+    let scale = (product / power) as f32;
+    Some(scale / finer(row, scale))
+}
+
+/// The whole number that the codes of a row are to be multiplied by: 1 unless they are small.
+pub(super) fn finer(row: &[f32], scale: f32) -> f32 {
+    let largest = row.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+    match (largest / scale).round() as u32 {
+        0 => f32::INFINITY,
+        code @ 1..FEW => (ENOUGH / code) as f32,
+        _ => 1.0,
+    }
 }
 
 /// Whether all of a row are codes of −128…127 times this scale.

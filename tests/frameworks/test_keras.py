@@ -66,7 +66,7 @@ def net(request: pytest.FixtureRequest) -> Any:
         images(model, TRAIN[0]),
         TRAIN[1],
         batch_size=64,
-        epochs=8 if name == "cnn" else 25,
+        epochs=14 if name == "cnn" else 25,
         verbose=0,
     )
     return model

@@ -110,7 +110,7 @@ def test_trained_quantized_and_run(net: nn.Module, loader: Any) -> None:
     assert report.outputs[0].top1_agreement > 0.98
 
 
-@pytest.mark.parametrize("way", ["_by_dynamo", "_by_torchscript"])
+@pytest.mark.parametrize("way", ["by_dynamo", "by_torchscript"])
 def test_both_exporters_keep_normalization_and_an_open_batch(
     net: nn.Module, loader: Any, way: str
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["first_samples", "fitted", "is_data_set"]
+__all__ = ["first_samples", "fitted", "is_data_set", "samples_of"]
 
 DATA_SETS = (
     ("torch", "DataLoader"),
@@ -72,8 +72,15 @@ def first_samples(data: Any, count: int) -> list[Any]:
         )
     if isinstance(data, Mapping) or hasattr(data, "shape"):
         return [data]
-    samples = list(islice(_samples(data), count))
-    return [_batched(sample) for sample in samples] if _holds_single(data) else samples
+    return list(islice(samples_of(data), count))
+
+
+def samples_of(data: Any) -> Iterator[Any]:
+    """All samples, with a batch axis."""
+    if isinstance(data, Mapping) or hasattr(data, "shape"):
+        return iter([data])
+    samples = _samples(data)
+    return (_batched(sample) for sample in samples) if _holds_single(data) else samples
 
 
 def _holds_single(data: Any) -> bool:

@@ -22,7 +22,16 @@ from rustq.errors import DataError, ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Inputs", "export"]
+__all__ = [
+    "Inputs",
+    "by_dynamo",
+    "by_torchscript",
+    "evaluating",
+    "export",
+    "parameters_of",
+    "silence",
+    "taken_from",
+]
 
 OPSET = 18
 
@@ -37,7 +46,7 @@ def export(module: Any, samples: Sequence[Any]) -> bytes:
     inputs = Inputs.of(module, samples)
     reasons = []
     with evaluating(module), silence():
-        for way in (_by_dynamo, _by_torchscript):
+        for way in (by_dynamo, by_torchscript):
             for dynamic in (True, False):
                 try:
                     return way(module, inputs, dynamic)
@@ -70,15 +79,15 @@ class Inputs:
     @classmethod
     def of(cls, module: Any, samples: Sequence[Any]) -> Inputs:
         """From the first two samples of data."""
-        names, required = _parameters(module)
-        taken = [_taken(sample, names, required) for sample in samples]
+        names, required = parameters_of(module)
+        taken = [taken_from(sample, names, required) for sample in samples]
         first, last = taken[0], taken[-1]
         values = [_doubled(_tensor(value)) for value in first.values()]
         others = [_tensor(last.get(name, value)) for name, value in first.items()]
         return cls(values, list(first), others)
 
 
-def _parameters(module: Any) -> tuple[list[str], int]:
+def parameters_of(module: Any) -> tuple[list[str], int]:
     """Names of what `forward` takes, and how many of them it must be given."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [
@@ -88,7 +97,7 @@ def _parameters(module: Any) -> tuple[list[str], int]:
     return [p.name for p in parameters], max(required, 1)
 
 
-def _taken(sample: Any, names: Sequence[str], required: int) -> dict[str, Any]:
+def taken_from(sample: Any, names: Sequence[str], required: int) -> dict[str, Any]:
     """What of a sample the module takes, by name. A tuple may have labels behind the inputs."""
     if isinstance(sample, Mapping):
         taken = {name: sample[name] for name in names if name in sample}
@@ -123,7 +132,8 @@ def _doubled(value: Any) -> Any:
     return torch.cat([value, value]) if value.ndim and value.shape[0] == 1 else value
 
 
-def _by_dynamo(module: Any, inputs: Inputs, dynamic: bool) -> bytes:
+def by_dynamo(module: Any, inputs: Inputs, dynamic: bool) -> bytes:
+    """The module as ONNX, by the exporter on top of torch.export, axes of any length or not."""
     import torch
 
     shapes = tuple(inputs.open_axes[name] for name in inputs.names)
@@ -142,7 +152,8 @@ def _by_dynamo(module: Any, inputs: Inputs, dynamic: bool) -> bytes:
         return path.read_bytes()
 
 
-def _by_torchscript(module: Any, inputs: Inputs, dynamic: bool) -> bytes:
+def by_torchscript(module: Any, inputs: Inputs, dynamic: bool) -> bytes:
+    """The same by the exporter on top of tracing."""
     import torch
 
     buffer = io.BytesIO()

@@ -140,10 +140,9 @@ impl Planner<'_, '_> {
         !self.options.given.is_empty() && self.grids.is_some_and(|grids| grids.calibration.runs() == 0)
     }
 
-    /// Whether the model came with the parameters of a node and of what it reads.
-    fn is_kept(&self, id: NodeId, value: &str) -> bool {
-        let given = &self.options.given;
-        given.get(value).is_some() && given.weights(self.graph, id).is_some_and(|weights| weights.is_ok())
+    /// Whether the model came with the parameters of what a layer reads.
+    fn is_kept(&self, value: &str) -> bool {
+        self.options.given.get(value).is_some()
     }
 
     /// Why a layer stays float.
@@ -166,7 +165,7 @@ impl Planner<'_, '_> {
             Kernel::Static if !seen => {
                 Some(format!("'{value}' is not a float32 tensor that calibration saw"))
             }
-            _ if self.is_kept(id, value) => groups::refusal(layer),
+            _ if self.is_kept(value) => groups::refusal(layer),
             _ if self.options.noise_price * noise > SAVED * macs / self.total => Some(format!(
                 "int8 would add noise of {:.1} dB below the signal, more than {:.2} % of the multiplications are worth",
                 -10.0 * noise.log10(),
