@@ -84,8 +84,8 @@ that `import rustq` costs next to nothing. No module may be called like a public
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    if name == "kernels":
-        return import_module("rustq.kernels")
+    if name in ("kernels", "torch"):
+        return import_module(f"rustq.{name}")
     for home, names in _HOMES.items():
         if name in names:
             value = getattr(import_module(f"rustq.{home}"), name)
