@@ -78,16 +78,18 @@ audit: $(PY) ## look the locked crates up in the RustSec advisory database (fetc
 	$(BIN)/cargo-audit audit --deny warnings --file fuzz/Cargo.lock
 
 exhaustive: $(INSTALLED) $(TOOLS) ## compare the kernels with their definition and ONNX Runtime on all 2^32 floats (minutes)
-	cargo test --locked --release --lib kernels -- --ignored
+	cargo test --locked --profile develop --lib kernels -- --ignored
 	$(PY) tests/exhaustive.py
 
 # Debian: apt install gcc-aarch64-linux-gnu qemu-user rustc-web, and libstd-rust-web-dev:arm64 after
 # dpkg --add-architecture arm64. With rustup: rustup target add aarch64-unknown-linux-gnu, and AARCH64_RUSTC=rustc.
+# The loader and the C library must be of one build: libc6:arm64, which comes with the above, may be another.
 AARCH64_RUSTC ?= /usr/bin/rustc
+AARCH64_ROOT := /usr/aarch64-linux-gnu
 test-aarch64: ## run the Rust tests of the kernels for NEON, under qemu-user
-	RUSTC=$(AARCH64_RUSTC) \
+	RUSTC=$(AARCH64_RUSTC) CARGO_PROFILE_TEST_OPT_LEVEL=3 \
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
-	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L $(AARCH64_ROOT) -E LD_LIBRARY_PATH=$(AARCH64_ROOT)/lib" \
 	cargo test --locked --lib --target aarch64-unknown-linux-gnu --target-dir target/aarch64 kernels
 
 sanitize: ## run the Rust tests of the kernels under AddressSanitizer
@@ -126,6 +128,8 @@ site: $(SITE_TOOLS) ## build the documentation site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: release $(TOOLS) ## time rustq, onnxruntime and numpy side by side, and `import rustq`
+	$(PY) benches/kernels.py
+	cargo bench --locked --bench kernels
 	$(PY) -m pytest -q benches/test_times.py
 	$(PY) benches/startup.py
 

@@ -7,8 +7,9 @@
 
 use std::cell::RefCell;
 use std::ops::RangeInclusive;
+use std::sync::{Mutex, PoisonError};
 
-use super::{BINS, BinTable, least_magnitude, min_max};
+use super::{BINS, BinTable, extremes};
 
 const LANES: usize = 4;
 
@@ -34,17 +35,19 @@ thread_local! {
         RefCell::new(vec![[0; _]; LANES].into_boxed_slice().try_into().expect("LANES lanes"));
 }
 
-/// Smallest and largest of at most [`MOST`] values, counted.
-pub(super) fn observe(x: &[f32], table: &mut BinTable) -> Option<(f32, f32)> {
+/// Smallest and largest of at most [`MOST`] values, counted in a table that is locked only at the end.
+pub(super) fn observe(x: &[f32], table: &Mutex<&mut BinTable>) -> Option<(f32, f32)> {
     debug_assert!(x.len() <= MOST);
     TABLE.with_borrow_mut(|lanes| {
         let (mut found, mut least) = (None, f32::INFINITY);
         for block in x.chunks(BLOCK) {
-            found = wider(found, min_max(block));
-            least = least.min(least_magnitude(block));
+            let (pair, magnitude) = extremes(block);
+            found = wider(found, pair);
+            least = least.min(magnitude);
             count(block, lanes);
         }
-        add_up(lanes, table, found.unwrap_or((0.0, 0.0)), least, x.len() as u64);
+        let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
+        add_up(lanes, &mut table, found.unwrap_or((0.0, 0.0)), least, x.len() as u64);
         found
     })
 }

@@ -63,6 +63,11 @@ pub const SHARE: usize = 1 << 16;
 /// Elements that a kernel is given at once: input and output stay in the first-level cache.
 pub const BLOCK: usize = 4096;
 
+/// Whether one thread does it all: there are too few elements, or no other threads. Handing work over costs microseconds.
+pub fn serial<T>(x: &[T], worthwhile: usize) -> bool {
+    x.len() < worthwhile || rayon::current_num_threads() == 1
+}
+
 /// Runs `kernel(its input, their parameters, its output)` over a whole array, by several threads if it is large.
 pub fn map<I: Sync, O: Copy + Default + Send>(
     along: Along,
@@ -72,24 +77,33 @@ pub fn map<I: Sync, O: Copy + Default + Send>(
 ) {
     assert_eq!(x.len(), out.len());
     let streaming = stream::pays(out);
-    let share = |(i, (x, out)): (usize, (&[I], &mut [O]))| {
-        let mut buffer = [O::default(); BLOCK];
-        each_run(along, i * SHARE, x.len(), |range, run| {
-            let (x, out) = (&x[range.clone()], &mut out[range]);
-            if streaming {
-                let part = &mut buffer[..x.len()];
-                kernel(x, run, part);
-                stream::copy(part, out);
-            } else {
-                kernel(x, run, out);
-            }
-        });
-    };
-    if x.len() < 2 * SHARE {
-        share((0, (x, out)));
+    let each = |(i, parts)| share(along, i * SHARE, parts, streaming, &kernel);
+    if serial(x, 2 * SHARE) {
+        x.chunks(SHARE).zip(out.chunks_mut(SHARE)).enumerate().for_each(each);
     } else {
-        x.par_chunks(SHARE).zip(out.par_chunks_mut(SHARE)).enumerate().for_each(share);
+        x.par_chunks(SHARE).zip(out.par_chunks_mut(SHARE)).enumerate().for_each(each);
     }
+}
+
+/// What a thread does of [`map`]: the part whose first element is number `start` of the array.
+pub fn share<I, O: Copy + Default>(
+    along: Along,
+    start: usize,
+    (x, out): (&[I], &mut [O]),
+    streaming: bool,
+    kernel: &impl Fn(&[I], Run, &mut [O]),
+) {
+    let mut buffer = [O::default(); BLOCK];
+    each_run(along, start, x.len(), |range, run| {
+        let (x, out) = (&x[range.clone()], &mut out[range]);
+        if streaming {
+            let part = &mut buffer[..x.len()];
+            kernel(x, run, part);
+            stream::copy(part, out);
+        } else {
+            kernel(x, run, out);
+        }
+    });
 }
 
 /// The sum of `kernel(its input, their parameters)`, always added in the same order.
@@ -99,7 +113,7 @@ pub fn sum<I: Sync>(along: Along, x: &[I], kernel: impl Fn(&[I], Run) -> f64 + S
         each_run(along, i * SHARE, x.len(), |range, run| total += kernel(&x[range], run));
         total
     };
-    if x.len() < 2 * SHARE {
+    if serial(x, 2 * SHARE) {
         return x.chunks(SHARE).enumerate().map(share).sum();
     }
     x.par_chunks(SHARE).enumerate().map(share).collect::<Vec<_>>().into_iter().sum()

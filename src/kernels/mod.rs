@@ -1,24 +1,30 @@
 //! The inner loops: slices in, slices out.
 //!
 //! Every kernel is plain Rust that the compiler vectorises (the loops are in `portable.rs`), compiled once for
-//! the baseline and once for AVX2, and chosen at run time. Rust never contracts `a * b + c`, and every reduction
-//! adds its lanes in one fixed order, so the clones agree **bit for bit** and results do not depend on the machine.
+//! the baseline, once for AVX2, and for AVX-512 where `benches/kernels.rs` shows a gain, and chosen at run time. Rust
+//! never contracts `a * b + c`, and every reduction adds its lanes in one fixed order, so the clones agree **bit for bit** and results do not depend on the machine.
 
+mod absmax;
 pub mod int4;
 mod lanes;
 mod layout;
+#[doc(hidden)]
+pub mod levels;
 mod portable;
 mod real;
 mod stream;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Mutex;
+
 use multiversion::multiversion;
 use portable::{Each, Steps, Uniform};
 use rayon::prelude::*;
 
+pub use absmax::absmax_quantize;
 pub use layout::Along;
-use layout::{BLOCK, Run, SHARE};
+use layout::{BLOCK, Run, SHARE, serial};
 pub use real::Real;
 
 /// Number of bins of the range-free histogram: one for each value of the top 16 bits of an `f32`.
@@ -103,7 +109,7 @@ pub fn quantization_error(x: &[f32], scale: f32, zero_point: i32, qmin: i32, qma
     quantization_error_steps(x, Uniform::new(scale, zero_point, qmin, qmax))
 }
 
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx2+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn quantize_steps<T: QuantInt, S: Steps>(x: &[f32], steps: S, out: &mut [T]) {
     portable::quantize(x, steps, out);
 }
@@ -118,7 +124,7 @@ fn fake_quantize_steps<S: Steps>(x: &[f32], steps: S, out: &mut [f32]) {
     portable::fake_quantize(x, steps, out);
 }
 
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx2+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn quantization_error_steps<S: Steps>(x: &[f32], steps: S) -> f64 {
     portable::quantization_error(x, steps)
 }
@@ -171,10 +177,10 @@ pub fn quantize_columns(x: &[f32], scales: &[f32], out: &mut [i8]) -> f64 {
     portable::quantize_columns(x, scales, out)
 }
 
-/// Smallest magnitude that is neither 0 nor NaN, infinite if there is none.
+/// [`min_max`], and the smallest magnitude that is neither 0 nor NaN, infinite if there is none.
 #[multiversion(targets("x86_64+avx2"))]
-fn least_magnitude(x: &[f32]) -> f32 {
-    portable::least_magnitude(x)
+fn extremes(x: &[f32]) -> (Option<(f32, f32)>, f32) {
+    portable::extremes(x)
 }
 
 /// Adds `x` to a range-free histogram: `bin = bits(x) >> 16`, that is sign, exponent and seven mantissa bits.
@@ -197,7 +203,8 @@ pub fn observe(x: &[f32], table: &mut BinTable) -> Option<(f32, f32)> {
         portable::count_bins(x, table);
         min_max(x)
     } else {
-        x.chunks(lanes::MOST).map(|part| lanes::observe(part, table)).fold(None, lanes::wider)
+        let table = Mutex::new(&mut *table);
+        x.chunks(lanes::MOST).map(|part| lanes::observe(part, &table)).fold(None, lanes::wider)
     };
     portable::gather_zeros(table);
     found
@@ -285,87 +292,26 @@ pub fn min_max_tensor<R: Real>(x: &[R]) -> Option<(f32, f32)> {
         let blocks = x.chunks(BLOCK).map(|x| min_max(R::widen(x, &mut [0.0; BLOCK])));
         blocks.fold(None, lanes::wider)
     };
-    if x.len() < 2 * SHARE {
+    if serial(x, 2 * SHARE) {
         return share(x);
     }
     x.par_chunks(SHARE).map(share).reduce(|| None, lanes::wider)
 }
 
-/// [`count_bins`] of a whole tensor, by several threads if it is large.
-pub fn histogram_tensor<R: Real>(x: &[R]) -> Box<BinTable> {
-    /// Elements worth a table of half a mebibyte.
-    const MANY: usize = 1 << 20;
-    let empty = || -> Box<BinTable> { vec![0; BINS].try_into().expect("BINS counters") };
-    let share = |x: &[R]| {
-        let mut table = empty();
-        observe(&R::all_widened(x), &mut table);
-        table
-    };
-    let add = |mut a: Box<BinTable>, b: Box<BinTable>| {
-        a.iter_mut().zip(&*b).for_each(|(a, b)| *a += b);
-        a
-    };
-    if x.len() < 2 * MANY { share(x) } else { x.par_chunks(MANY).map(share).reduce(empty, add) }
-}
-
-/// Symmetric int8 codes, −127…127, and the scale `absmax / 127` of each channel (1 for a channel of zeros).
-///
-/// The array is `outer × channels × inner`. NaNs are skipped in the maximum.
-///
-/// # Panics
-/// If the slices do not have these lengths.
-pub fn absmax_quantize<R: Real>(x: &[R], channels: usize, inner: usize, out: &mut [i8]) -> Vec<f32> {
-    let scale_of = |max: f32| crate::qparams::QuantParams::per_channel(&[max], 0).scale[0];
-    let abs_max_of =
-        |x: &[R]| x.chunks(BLOCK).map(|x| abs_max(R::widen(x, &mut [0.0; BLOCK]))).fold(0.0, f32::max);
-    let quantize = |x: &[R], scale: f32, out: &mut [i8]| {
-        let mut buffer = [0.0; BLOCK];
-        for (x, out) in x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
-            quantize_clamped(R::widen(x, &mut buffer), scale, 0, -127, 127, out);
-        }
-    };
-    if channels * inner == 0 {
-        return vec![1.0; channels];
+/// Adds a whole tensor to a range-free histogram, as [`count_bins`] does, by several threads if it is large.
+pub fn histogram_tensor<R: Real>(x: &[R], table: &mut BinTable) {
+    /// Elements that make adding up their counts, one thread at a time, a small part of the work.
+    const MANY: usize = 1 << 18;
+    if x.len() < lanes::WORTHWHILE {
+        observe(&R::all_widened(x), table);
+        return;
     }
-    if x.len() == channels * inner && inner > 1 {
-        // While a channel is still in the cache.
-        let rows = x.par_chunks(inner).zip(out.par_chunks_mut(inner));
-        let rows = rows.with_min_len(SHARE.div_ceil(inner));
-        return rows
-            .map(|(x, out)| {
-                let scale = scale_of(abs_max_of(x));
-                quantize(x, scale, out);
-                scale
-            })
-            .collect();
+    let whole = Mutex::new(&mut *table);
+    let share = |x: &[R]| _ = lanes::observe(&R::all_widened(x), &whole);
+    if serial(x, 2 * MANY) {
+        x.chunks(MANY).for_each(share);
+    } else {
+        x.par_chunks(MANY).for_each(share);
     }
-    let rows = SHARE.div_ceil(channels * inner) * channels * inner;
-    let maxima = x.par_chunks(rows).map(|x| {
-        let mut maxima = vec![0.0; channels];
-        let mut buffer = [0.0; BLOCK];
-        for x in x.chunks(channels * inner) {
-            if inner == 1 {
-                for (max, x) in maxima.chunks_mut(BLOCK).zip(x.chunks(BLOCK)) {
-                    raise_abs_max(max, R::widen(x, &mut buffer));
-                }
-            } else {
-                for (max, x) in maxima.iter_mut().zip(x.chunks(inner)) {
-                    *max = abs_max_of(x).max(*max);
-                }
-            }
-        }
-        maxima
-    });
-    let maxima = maxima.reduce(
-        || vec![0.0; channels],
-        |mut a, b| {
-            raise_abs_max(&mut a, &b);
-            a
-        },
-    );
-    let scale: Vec<f32> = maxima.into_iter().map(scale_of).collect();
-    let along = Along::Axis { channels, inner };
-    let params = Params { scale: &scale, zero_point: &vec![0; channels], qmin: -127, qmax: 127, along };
-    quantize_tensor(x, params, out);
-    scale
+    portable::gather_zeros(table);
 }

@@ -28,8 +28,8 @@ pub trait Steps: Copy {
     fn scale(self, at: usize) -> f32;
     /// Of the element at this place.
     fn zero_point(self, at: usize) -> i32;
-    /// `ROUNDER + round_half_even(clamp(x / scale))` of the elements from `at` on; NaN goes to the least.
-    fn nearest<const N: usize>(self, x: &[f32; N], at: usize) -> [f32; N];
+    /// Hands over `round_half_even(clamp(x / scale)) + zero_point` of the elements from `at` on; NaN goes to the least.
+    fn nearest<const N: usize>(self, x: &[f32; N], at: usize, then: impl FnMut([i32; N]));
 }
 
 /// The integers a value may round to, relative to the zero point, as floats.
@@ -52,38 +52,54 @@ impl Limits {
     fn clamp(self, v: f32) -> f32 {
         smaller(larger(v, self.lo), self.hi)
     }
+
+    /// The integer nearest to the clamped quotient.
+    #[inline(always)]
+    fn divide(self, v: f32, scale: f32, zero_point: i32) -> i32 {
+        (self.clamp(v / scale) + ROUNDER).to_bits() as i32 - (ROUNDER.to_bits() as i32 - zero_point)
+    }
 }
 
 /// The same scale and zero point for a whole slice.
 ///
 /// ONNX divides, and a division takes several times a multiplication. With `r` the reciprocal of the scale, `x·r` and
 /// `x / scale` as rounded to f32 differ by at most `1.5 · 2⁻²³ · |x / scale|`: half a unit in the last place each for the
-/// reciprocal, the product and the quotient. Up to 256 that is less than 2⁻¹⁴, so both round to the same integer unless
-/// `x·r` is that close to the middle between two. Then, one time in 8192, the elements nearby are divided.
+/// reciprocal, the product and the quotient. Up to 256 that is less than `¾ u` with `u = 2⁻¹⁴`.
+///
+/// Floats from 512 to 1024 are the multiples of `u`. So adding `768 + zero_point + ½ + 2u` rounds the product to a multiple
+/// of `u`, and what its bits hold above the lowest 14 is the integer below the sum: `x / scale + ½` rounded down, if in
+/// doubt of at most `¾ u + ½ u`, of which the `2u` are in the middle of the fractions `0…4u`. Only those may round to another
+/// integer, or be a tie: one in 4096. Then the elements nearby are divided.
 #[derive(Clone, Copy)]
 pub struct Uniform {
     scale: f32,
     zero_point: i32,
     limits: Limits,
     reciprocal: f32,
-    /// Largest distance from an integer that is beyond doubt; negative where none is.
-    certain: f32,
+    /// What is added to a product.
+    offset: f32,
+    /// The fraction bits that are not all 0 where the product is beyond doubt; none if that is never so.
+    fraction: u32,
 }
 
+/// Number of bits below 1 in floats from 512 to 1024.
+const FRACTION: u32 = 14;
+
+/// The middle of these floats, where the integer 0 is.
+const MIDDLE: f32 = 768.0;
+
 impl Uniform {
+    /// Of these integers, `qmin..=qmax`.
     #[inline(always)]
-    pub(super) fn new(scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> Self {
+    pub fn new(scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> Self {
         let limits = Limits::new(zero_point, qmin, qmax);
         let reciprocal = 1.0 / scale;
-        let exact_enough =
-            scale.is_normal() && reciprocal.is_normal() && limits.lo >= -255.0 && limits.hi <= 255.0;
-        let certain = if exact_enough { 0.5 - 1.0 / 16_384.0 } else { -1.0 };
-        Self { scale, zero_point, limits, reciprocal, certain }
-    }
-
-    #[inline(always)]
-    fn divided<const N: usize>(self, x: &[f32; N]) -> [f32; N] {
-        x.map(|v| self.limits.clamp(v / self.scale) + ROUNDER)
+        let fits = qmin >= -255 && qmax <= 255 && limits.lo >= -255.0 && limits.hi <= 255.0;
+        let exact_enough = scale.is_normal() && reciprocal.is_normal() && fits;
+        let unit = 1.0 / (1 << FRACTION) as f32;
+        let offset = MIDDLE + zero_point as f32 + 0.5 + 2.0 * unit;
+        let fraction = if exact_enough { (1 << FRACTION) - 4 } else { 0 };
+        Self { scale, zero_point, limits, reciprocal, offset, fraction }
     }
 }
 
@@ -99,14 +115,17 @@ impl Steps for Uniform {
     }
 
     #[inline(always)]
-    fn nearest<const N: usize>(self, x: &[f32; N], _: usize) -> [f32; N] {
-        let (mut nearest, mut doubts) = ([0.0; N], [0; N]);
+    fn nearest<const N: usize>(self, x: &[f32; N], _: usize, mut then: impl FnMut([i32; N])) {
+        let sums = x.map(|v| (self.limits.clamp(v * self.reciprocal) + self.offset).to_bits());
+        let mut doubts = [0; N];
         for i in 0..N {
-            let v = self.limits.clamp(x[i] * self.reciprocal);
-            nearest[i] = v + ROUNDER;
-            doubts[i] = u32::from((v - (nearest[i] - ROUNDER)).abs() > self.certain);
+            doubts[i] = u32::from(sums[i] & self.fraction == 0);
         }
-        if doubts.iter().fold(0, |any, doubt| any | doubt) == 0 { nearest } else { self.divided(x) }
+        if doubts.iter().fold(0, |any, doubt| any | doubt) == 0 {
+            then(sums.map(|bits| (bits >> FRACTION) as i32 - (MIDDLE.to_bits() >> FRACTION) as i32));
+        } else {
+            then(x.map(|v| self.limits.divide(v, self.scale, self.zero_point)));
+        }
     }
 }
 
@@ -131,27 +150,27 @@ impl Steps for Each<'_> {
     }
 
     #[inline(always)]
-    fn nearest<const N: usize>(self, x: &[f32; N], at: usize) -> [f32; N] {
+    fn nearest<const N: usize>(self, x: &[f32; N], at: usize, mut then: impl FnMut([i32; N])) {
         let (scale, zero_point) = (&self.scale[at..][..N], &self.zero_point[at..][..N]);
-        let mut nearest = [0.0; N];
+        let mut nearest = [0; N];
         for i in 0..N {
             let limits = Limits::new(zero_point[i], self.qmin, self.qmax);
-            nearest[i] = limits.clamp(x[i] / scale[i]) + ROUNDER;
+            nearest[i] = limits.divide(x[i], scale[i], zero_point[i]);
         }
-        nearest
+        then(nearest);
     }
 }
 
-/// Calls `each(element, its place, nearest)` in order.
+/// Calls `each(elements, place of the first, nearest)` in order.
 #[inline(always)]
-fn for_each_nearest(x: &[f32], steps: impl Steps, mut each: impl FnMut(usize, &[f32], &[f32])) {
+fn for_each_nearest(x: &[f32], steps: impl Steps, mut each: impl FnMut(usize, &[f32], &[i32])) {
     let (chunks, tail) = x.as_chunks::<LANES>();
     for (i, chunk) in chunks.iter().enumerate() {
-        each(i * LANES, chunk, &steps.nearest(chunk, i * LANES));
+        steps.nearest(chunk, i * LANES, |nearest| each(i * LANES, chunk, &nearest));
     }
     for (i, v) in tail.as_chunks::<1>().0.iter().enumerate() {
         let at = chunks.len() * LANES + i;
-        each(at, v, &steps.nearest(v, at));
+        steps.nearest(v, at, |nearest| each(at, v, &nearest));
     }
 }
 
@@ -159,8 +178,8 @@ fn for_each_nearest(x: &[f32], steps: impl Steps, mut each: impl FnMut(usize, &[
 pub(super) fn quantize<T: QuantInt>(x: &[f32], steps: impl Steps, out: &mut [T]) {
     assert_eq!(x.len(), out.len());
     for_each_nearest(x, steps, |at, _, nearest| {
-        for (i, (q, v)) in out[at..at + nearest.len()].iter_mut().zip(nearest).enumerate() {
-            *q = T::from_i32(v.to_bits() as i32 - (ROUNDER.to_bits() as i32 - steps.zero_point(at + i)));
+        for (q, &nearest) in out[at..at + nearest.len()].iter_mut().zip(nearest) {
+            *q = T::from_i32(nearest);
         }
     });
 }
@@ -176,9 +195,16 @@ pub(super) fn dequantize<T: QuantInt>(q: &[T], steps: impl Steps, out: &mut [f32
 #[inline(always)]
 pub(super) fn fake_quantize(x: &[f32], steps: impl Steps, out: &mut [f32]) {
     assert_eq!(x.len(), out.len());
+    let real = |at: usize, q: i32| (q - steps.zero_point(at)) as f32 * steps.scale(at);
     for_each_nearest(x, steps, |at, _, nearest| {
-        for (i, (y, v)) in out[at..at + nearest.len()].iter_mut().zip(nearest).enumerate() {
-            *y = (v - ROUNDER) * steps.scale(at + i);
+        // Of a known length the compiler makes vectors, which the general loop would not become here.
+        if let Ok(nearest) = <&[i32; LANES]>::try_from(nearest) {
+            let reals: [f32; LANES] = std::array::from_fn(|i| real(at + i, nearest[i]));
+            out[at..at + LANES].copy_from_slice(&reals);
+        } else {
+            for (i, (y, &q)) in out[at..at + nearest.len()].iter_mut().zip(nearest).enumerate() {
+                *y = real(at + i, q);
+            }
         }
     });
 }
@@ -187,8 +213,9 @@ pub(super) fn fake_quantize(x: &[f32], steps: impl Steps, out: &mut [f32]) {
 pub(super) fn quantization_error(x: &[f32], steps: impl Steps) -> f64 {
     let mut sums = [0.0; LANES];
     for_each_nearest(x, steps, |at, x, nearest| {
-        for (i, (v, n)) in x.iter().zip(nearest).enumerate() {
-            let error = f64::from((n - ROUNDER) * steps.scale(at + i)) - f64::from(*v);
+        for (i, (v, q)) in x.iter().zip(nearest).enumerate() {
+            let real = (q - steps.zero_point(at + i)) as f32 * steps.scale(at + i);
+            let error = f64::from(real) - f64::from(*v);
             sums[i] += error * error;
         }
     });
@@ -205,6 +232,12 @@ pub(super) fn min_max(x: &[f32]) -> Option<(f32, f32)> {
             his[i] = larger(v, his[i]);
         }
     }
+    join(&los, &his, tail)
+}
+
+/// The extremes of lanes and of what is left over; −0 becomes 0.
+#[inline(always)]
+fn join(los: &[f32], his: &[f32], tail: &[f32]) -> Option<(f32, f32)> {
     let lo = los.iter().chain(tail).fold(f32::INFINITY, |lo, &v| smaller(v, lo));
     let hi = his.iter().chain(tail).fold(f32::NEG_INFINITY, |hi, &v| larger(v, hi));
     (lo <= hi).then_some((lo + 0.0, hi + 0.0))
@@ -253,19 +286,24 @@ pub(super) fn abs_max(x: &[f32]) -> f32 {
     maxima.iter().chain(tail).fold(0.0, |max, &v| larger(v.abs(), max))
 }
 
+/// [`min_max`], and the smallest magnitude that is neither 0 nor NaN, infinite if there is none.
 #[inline(always)]
-pub(super) fn least_magnitude(x: &[f32]) -> f32 {
+pub(super) fn extremes(x: &[f32]) -> (Option<(f32, f32)>, f32) {
     // Magnitudes are ordered like their bits, and subtracting 1 makes 0 the largest.
     let key = |v: f32| (v.to_bits() & 0x7FFF_FFFF).wrapping_sub(1);
     const NONE: u32 = f32::INFINITY.to_bits() - 1;
     let (chunks, tail) = x.as_chunks::<LANES>();
+    let (mut los, mut his) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
     let mut keys = [NONE; LANES];
     for chunk in chunks {
         for (i, &v) in chunk.iter().enumerate() {
+            los[i] = smaller(v, los[i]);
+            his[i] = larger(v, his[i]);
             keys[i] = key(v).min(keys[i]);
         }
     }
-    f32::from_bits(keys.into_iter().chain(tail.iter().map(|&v| key(v))).fold(NONE, u32::min) + 1)
+    let least = keys.into_iter().chain(tail.iter().map(|&v| key(v))).fold(NONE, u32::min) + 1;
+    (join(&los, &his, tail), f32::from_bits(least))
 }
 
 #[inline(always)]

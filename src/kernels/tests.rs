@@ -3,11 +3,13 @@
 use super::*;
 use proptest::prelude::*;
 
-/// Runs a kernel as dispatched on this machine and as compiled for the baseline.
+/// Runs a check of a kernel as dispatched on this machine, and at each level.
 macro_rules! for_each_level {
-    ($check:ident, $dispatched:ident, $baseline:ident $(, $t:ty)?) => {
+    ($check:ident, $dispatched:ident, $kernel:ident $(, $t:ty)?) => {
         $check($dispatched::<$($t,)? Uniform>, "dispatched");
-        $check(|x, steps, out| portable::$baseline$(::<$t>)?(x, steps, out), "baseline");
+        $check(levels::baseline::$kernel$(::<$t>)?, "baseline");
+        $check(levels::avx2::$kernel$(::<$t>)?, "AVX2");
+        $check(levels::avx512::$kernel$(::<$t>)?, "AVX-512");
     };
 }
 
@@ -67,12 +69,10 @@ fn grids<T: QuantInt>() -> Vec<(f32, i32, i32, i32)> {
     scales.iter().flat_map(|&s| codes.map(|(zp, lo, hi)| (s, zp, lo, hi))).collect()
 }
 
+#[inline(always)]
 fn naive_quantize(v: f32, scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> i32 {
-    if v.is_nan() {
-        return qmin;
-    }
-    let rounded = f64::from(v / scale).round_ties_even().clamp(-1e9, 1e9) as i32;
-    (rounded + zero_point).clamp(qmin, qmax)
+    let rounded = f64::from(v / scale).round_ties_even() + f64::from(zero_point);
+    if rounded.is_nan() { qmin } else { rounded.clamp(qmin.into(), qmax.into()) as i32 }
 }
 
 fn naive_fake_quantize(v: f32, scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> f32 {
@@ -154,8 +154,14 @@ fn quantization_error_is_the_same_at_every_level() {
             |&v: &f32| (f64::from(naive_fake_quantize(v, scale, zp, qmin, qmax)) - f64::from(v)).powi(2);
         let expected: f64 = x.iter().map(squared).sum();
         let found = quantization_error(&x, scale, zp, qmin, qmax);
-        let baseline = portable::quantization_error(&x, Uniform::new(scale, zp, qmin, qmax));
-        assert_eq!(found.to_bits(), baseline.to_bits());
+        let levels = [
+            levels::baseline::quantization_error,
+            levels::avx2::quantization_error,
+            levels::avx512::quantization_error,
+        ];
+        for level in levels {
+            assert_eq!(found.to_bits(), level(&x, Uniform::new(scale, zp, qmin, qmax)).to_bits());
+        }
         assert!((found - expected).abs() <= 1e-12 * expected, "{found} {expected}");
     }
 }
@@ -168,12 +174,16 @@ fn extremes_match_definition() {
         let expected = numbers().reduce(f32::min).zip(numbers().reduce(f32::max));
         let largest = numbers().map(f32::abs).fold(0.0, f32::max);
         let least = numbers().map(f32::abs).filter(|&v| v > 0.0).fold(f32::INFINITY, f32::min);
-        for (level, pair, magnitude, smallest) in [
-            ("dispatched", min_max(&x), abs_max(&x), least_magnitude(&x)),
-            ("baseline", portable::min_max(&x), portable::abs_max(&x), portable::least_magnitude(&x)),
+        for (level, pair, magnitude) in [
+            ("dispatched", min_max(&x), abs_max(&x)),
+            ("baseline", levels::baseline::min_max(&x), levels::baseline::abs_max(&x)),
+            ("AVX2", levels::avx2::min_max(&x), levels::avx2::abs_max(&x)),
+            ("AVX-512", levels::avx512::min_max(&x), levels::avx512::abs_max(&x)),
         ] {
-            assert_eq!((pair, magnitude, smallest), (expected, largest, least), "{level}, {n} values");
+            assert_eq!((pair, magnitude), (expected, largest), "{level}, {n} values");
         }
+        assert_eq!(extremes(&x), (expected, least));
+        assert_eq!(portable::extremes(&x), (expected, least));
     }
     assert_eq!(min_max(&[f32::NAN; 40]), None);
     assert_eq!(min_max(&[-0.0; 40]).map(|(lo, hi)| (lo.to_bits(), hi.to_bits())), Some((0, 0)));
@@ -225,30 +235,50 @@ fn long_slices_are_counted_like_short_ones() {
     }
 }
 
-/// Every `step`-th bit pattern, on grids of all kinds, as dispatched and as compiled for the baseline.
+/// [`naive_quantize`] of many, several times as quick with AVX2, which has an instruction that rounds.
+#[multiversion(targets("x86_64+avx2"))]
+fn naive_quantize_all(x: &[f32], scale: f32, zero_point: i32, qmin: i32, qmax: i32, out: &mut [u16]) {
+    for (q, &v) in out.iter_mut().zip(x) {
+        *q = naive_quantize(v, scale, zero_point, qmin, qmax) as u16;
+    }
+}
+
+/// Every `step`-th bit pattern, on grids of all kinds, as dispatched and at each level.
 fn check_patterns(step: usize) {
     let middles = [1.0, 0.1, 1.0 / 3.0, 0.003_921_57, 7.3e-20, 1.234_567_9e20];
     let edges = [f32::MIN_POSITIVE, 1e-40, f32::from_bits(1), 2.0_f32.powi(126), 2.0_f32.powi(127), f32::MAX];
     let grids = middles.map(|s| [(s, 0, -128, 127), (s, 255, 0, 255)]).into_iter().flatten();
     let grids = grids.chain(edges.map(|s| (s, -128, -128, 127))).chain([(0.0123, 5, -8, 7)]);
     let grids: Vec<_> = grids.chain([(1e-3, 0, -32768, 32767), (0.7, 65535, 0, 65535)]).collect();
-    (0..1_usize << 32).step_by(step << 16).collect::<Vec<_>>().into_par_iter().for_each(|start| {
-        let bits = (start..(start + (step << 16)).min(1 << 32)).step_by(step);
+    // Of 16 bits, whose two's complement wraps, so that one type serves all.
+    let levels = [
+        quantize_steps::<u16, Uniform>,
+        levels::baseline::quantize::<u16>,
+        levels::avx2::quantize::<u16>,
+        levels::avx512::quantize::<u16>,
+    ];
+    let fakes = [fake_quantize_steps, levels::baseline::fake_quantize, levels::avx512::fake_quantize];
+    /// So many fit into the cache.
+    const MANY: usize = 1 << 12;
+    (0..1_usize << 32).step_by(step * MANY).collect::<Vec<_>>().into_par_iter().for_each(|start| {
+        let bits = (start..(start + step * MANY).min(1 << 32)).step_by(step);
         let x: Vec<f32> = bits.map(|bits| f32::from_bits(bits as u32)).collect();
-        let (mut found, mut baseline, mut y) = (vec![0; x.len()], vec![0; x.len()], vec![0.0; x.len()]);
+        let (mut expected, mut found, mut y) = (vec![0; x.len()], vec![0; x.len()], vec![0.0; x.len()]);
         for &(scale, zp, qmin, qmax) in &grids {
-            // Of 16 bits, whose two's complement wraps, so that one type serves all.
             let steps = Uniform::new(scale, zp, qmin, qmax);
-            quantize_steps::<u16, _>(&x, steps, &mut found);
-            portable::quantize::<u16>(&x, steps, &mut baseline);
-            fake_quantize_steps(&x, steps, &mut y);
-            assert!(found == baseline, "levels differ from {start:#x} on, scale {scale}, zero point {zp}");
-            for ((&v, &q), &y) in x.iter().zip(&found).zip(&y) {
-                let expected = naive_quantize(v, scale, zp, qmin, qmax);
-                let real = (expected - zp) as f32 * scale;
+            naive_quantize_all(&x, scale, zp, qmin, qmax, &mut expected);
+            let signed = qmin < 0;
+            let widen = |q: u16| if signed { i32::from(q as i16) } else { i32::from(q) };
+            for quantize in levels {
+                quantize(&x, steps, &mut found);
+                assert!(found == expected, "from {start:#x} on, scale {scale}, zero point {zp}");
+            }
+            for fake_quantize in fakes {
+                fake_quantize(&x, steps, &mut y);
+                let same = |(&y, &q): (&f32, &u16)| y.to_bits() == ((widen(q) - zp) as f32 * scale).to_bits();
                 assert!(
-                    q == expected as u16 && y.to_bits() == real.to_bits(),
-                    "{v:?} / {scale} + {zp}: {q}, {y}"
+                    y.iter().zip(&expected).all(same),
+                    "from {start:#x} on, scale {scale}, zero point {zp}, reals"
                 );
             }
         }

@@ -7,7 +7,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::compute;
-use crate::kernels::{self, Along, Params};
+use crate::kernels::{self, Along, BinTable, Params};
 
 /// A float type's name and array; 16-bit floats come as the uint16 of their bits.
 type Reals<'py> = (String, Bound<'py, PyAny>);
@@ -147,10 +147,9 @@ pub(super) fn min_max(py: Python<'_>, x: Reals<'_>) -> PyResult<Option<(f32, f32
 /// Adds the number of values with each upper half of their bits to 65536 counters.
 #[pyfunction]
 pub(super) fn histogram(py: Python<'_>, x: Reals<'_>, mut out: PyReadwriteArrayDyn<'_, u64>) -> PyResult<()> {
-    let out = out.as_slice_mut()?;
-    let table = with_reals!(&x, |x| compute(py, || kernels::histogram_tensor(x)))?;
-    out.iter_mut().zip(&*table).for_each(|(out, count)| *out += count);
-    Ok(())
+    let out: &mut BinTable =
+        out.as_slice_mut()?.try_into().map_err(|_| PyValueError::new_err("expected 65536 counters"))?;
+    with_reals!(&x, |x| compute(py, || kernels::histogram_tensor(x, out)))
 }
 
 /// Symmetric int8 codes of `outer × channels × inner` values, and a scale for each channel.

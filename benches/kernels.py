@@ -1,0 +1,269 @@
+# ruff: noqa: E402 (the pools of threads read the environment when they are imported)
+"""Times of `rustq.kernels` beside a copy of memory and beside other tools: `make bench`.
+
+All in one process and on one thread, taking turns; the time is that of the fastest round. The
+ratios of the column `x copy` are to a copy (C's memmove) of as many bytes as the kernel reads and
+writes, of `x sum` to numpy's sum of the input: 1 is the speed of memory, more is faster. Beside a
+time of another tool is how many times faster rustq is.
+"""
+
+from __future__ import annotations
+
+import os
+
+for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+    os.environ.setdefault(pool, "1")
+
+import argparse
+import ctypes
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import kernel_peers as peers
+import numpy as np
+from markdown import table
+from rustq import kernels
+from timing import pin
+
+Array = np.ndarray[Any, Any]
+SIZES = {"1 MiB": 1 << 18, "512 MiB": 1 << 27}
+PART = 1 << 21  # 8 MiB, of which two fit into a cache that cores share
+LONG = 10_000_000  # nanoseconds: whatever takes so long is not in the cache
+SCALE, ZERO, CHANNELS = 0.021, 3, 1024
+PEERS = ("numpy", "onnxruntime", "torch")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kernel at work on `size` elements."""
+
+    name: str
+    run: Callable[[], object]
+    size: int
+    others: peers.Peers
+    moved: int = 0  # bytes read and written
+    summed: Array | None = None  # for kernels that only read
+    asked: str = ""  # what was aimed at: of the ratio, or of the nanoseconds
+
+
+def rows(size: int, in_cache: bool) -> Iterator[Row]:
+    """All kernels, on `size` elements."""
+
+    def asked(small: str, large: str) -> str:
+        return small if in_cache else large
+
+    x = np.random.default_rng(0).standard_normal(size, np.float32)
+    q, y = np.empty(size, np.int8), np.empty(size, np.float32)
+    yield Row(
+        "quantize to int8",
+        lambda: kernels.quantize(x, SCALE, ZERO, out=q),
+        size,
+        peers.quantize(x, SCALE, ZERO, q),
+        moved=5 * size,
+        asked=asked("≥ 0.45", "≥ 0.9"),
+    )
+    kernels.quantize(x, SCALE, ZERO, out=q)
+    yield Row(
+        "dequantize int8",
+        lambda: kernels.dequantize(q, SCALE, ZERO, out=y),
+        size,
+        peers.dequantize(q, SCALE, ZERO, y),
+        moved=5 * size,
+        asked=asked("≥ 0.8", "≥ 0.95"),
+    )
+    yield Row(
+        "fake_quantize",
+        lambda: kernels.fake_quantize(x, SCALE, ZERO, out=y),
+        size,
+        peers.fake_quantize(x, SCALE, ZERO, y),
+        moved=8 * size,
+    )
+    yield Row(
+        "quantization_error",
+        lambda: kernels.quantization_error(x, SCALE, ZERO),
+        size,
+        peers.quantization_error(x, SCALE, ZERO),
+        summed=x,
+    )
+    yield Row(
+        "min_max",
+        lambda: kernels.min_max(x),
+        size,
+        peers.min_max(x),
+        summed=x,
+        asked=asked("≥ 1.0", "≥ 0.95"),
+    )
+    for axis, shape in ((0, (CHANNELS, -1)), (1, (-1, CHANNELS))):
+        matrix = x.reshape(shape)
+        yield Row(
+            f"absmax_quantize, {'rows' if axis == 0 else 'columns'}",
+            lambda matrix=matrix, axis=axis: kernels.absmax_quantize(matrix, axis),
+            size,
+            peers.absmax_quantize(matrix, axis, q.reshape(shape)),
+            moved=5 * size,
+            asked=asked("≥ 0.35", "≥ 0.4"),
+        )
+    for name, values in (("Gaussian", x), ("ReLU", np.maximum(x, 0))):
+        yield Row(
+            f"histogram, {name}",
+            lambda values=values: kernels.histogram(values),
+            size,
+            peers.histogram(values),
+            summed=values,
+            asked=asked("≤ 0.45 ns", "≤ 0.7 ns"),
+        )
+    four = kernels.quantize(x, 0.5, dtype="int4")
+    packed = kernels.pack_int4(four)
+    yield Row(
+        "pack_int4",
+        lambda: kernels.pack_int4(four),
+        size,
+        peers.pack_int4(four),
+        moved=3 * size // 2,
+    )
+    yield Row(
+        "unpack_int4",
+        lambda: kernels.unpack_int4(packed, size),
+        size,
+        peers.unpack_int4(packed, np.empty(size, np.int8)),
+        moved=3 * size // 2,
+    )
+
+
+def fastest(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Nanoseconds of the fastest round of each; they take turns."""
+    best = dict.fromkeys(runs, float("inf"))
+    end = time.monotonic() + seconds
+    for number in range(2000):
+        if number > 4 and time.monotonic() > end:
+            break
+        for name, run in runs.items():
+            # What takes long need not be repeated as often as what it is compared with.
+            if number % 8 and best[name] > 20 * best["rustq"]:
+                continue
+            if number == 0 or best[name] < LONG:
+                run()  # so that the next one finds its own data in the cache
+            start = time.perf_counter_ns()
+            run()
+            best[name] = min(best[name], time.perf_counter_ns() - start)
+    return best
+
+
+def memory(row: Row) -> Callable[[], object]:
+    """The copy or the sum that a kernel is compared with."""
+    if row.summed is not None:
+        return row.summed.sum
+    count = row.moved // 2
+    source, target = np.ones(count, np.uint8), np.ones(count, np.uint8)
+    places = target.ctypes.data, source.ctypes.data
+    # The arrays are arguments so that they live as long as the function.
+    return lambda arrays=(source, target): ctypes.memmove(*places, count)
+
+
+def measure(sizes: Sequence[str], seconds: float) -> Iterator[list[str]]:
+    """Lines of the table."""
+    for label in sizes:
+        for row in rows(SIZES[label], SIZES[label] < PART):
+            runs = {"rustq": row.run, "memory": memory(row)} | row.others
+            best = fastest(runs, seconds)
+            ratio = f"{best['memory'] / best['rustq']:.2f}"
+            yield [
+                row.name,
+                label,
+                f"{best['rustq'] / row.size:.3f}",
+                ratio if row.moved else "",
+                "" if row.moved else ratio,
+                row.asked,
+                *(
+                    f"{best[peer] / row.size:.2f} ({best[peer] / best['rustq']:.1f})"
+                    if peer in best
+                    else ""
+                    for peer in PEERS
+                ),
+            ]
+
+
+# ---------------------------------------------------------------------- two threads
+def calls(count: int, size: int) -> dict[str, Callable[[], object]]:
+    """A kernel on its own data for each of `count` threads."""
+    x = np.random.default_rng(count).standard_normal(size, np.float32)
+    q, y = np.empty(size, np.int8), np.empty(size, np.float32)
+    kernels.quantize(x, SCALE, out=q)
+    return {
+        "quantize to int8": lambda: kernels.quantize(x, SCALE, out=q),
+        "dequantize int8": lambda: kernels.dequantize(q, SCALE, out=y),
+        "fake_quantize": lambda: kernels.fake_quantize(x, SCALE, out=y),
+        "min_max": lambda: kernels.min_max(x),
+        "histogram, Gaussian": lambda: kernels.histogram(x),
+    }
+
+
+def side_by_side(runs: Sequence[Callable[[], object]], times: int) -> float:
+    """Seconds until as many threads have each called theirs so often."""
+    start = threading.Barrier(len(runs) + 1)
+
+    def work(run: Callable[[], object]) -> None:
+        start.wait()
+        for _ in range(times):
+            run()
+
+    threads = [threading.Thread(target=work, args=(run,)) for run in runs]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    begin = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - begin
+
+
+def one_call(size: int) -> dict[str, float]:
+    """Nanoseconds of one call, by as many threads as this process was given."""
+    return {name: fastest({"rustq": run}, 1.0)["rustq"] for name, run in calls(0, size).items()}
+
+
+def in_a_process(threads: int, size: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--one-call", str(size)]
+    environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}
+    return json.loads(subprocess.check_output(command, env=environment, text=True))
+
+
+def scaling() -> Iterator[list[str]]:
+    """How much more two threads do: two calls side by side, and one call that both work on."""
+    one, two = (in_a_process(threads, 2 * PART) for threads in (1, 2))
+    first, second = calls(0, PART), calls(1, PART)
+    for name in first:
+        pairs = []
+        for _ in range(15):
+            alone = side_by_side([first[name]], 20)
+            pairs.append((alone, side_by_side([first[name], second[name]], 20)))
+        alone, both = (min(each) for each in zip(*pairs, strict=True))
+        yield [name, f"{2 * alone / both:.2f}", f"{one[name] / two[name]:.2f}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--seconds", type=float, default=3, help="for each line")
+    parser.add_argument("--one-call", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one_call:
+        print(json.dumps(one_call(arguments.one_call)))
+        return
+    print("two threads, times the work of one\n")
+    head = ["kernel", "two calls, 8 MiB each", "one call, 16 MiB"]
+    print(table(head, list(scaling())), end="\n\n")
+    pin()
+    head = ["kernel", "input", "ns per element", "x copy", "x sum", "asked", *PEERS]
+    print("one thread\n")
+    print(table(head, list(measure(arguments.sizes, arguments.seconds)), names=2))
+
+
+if __name__ == "__main__":
+    main()
