@@ -1,6 +1,6 @@
 //! Every kernel at one instruction-set level, for tests and benches, which compare the levels with each other.
 //!
-//! A level that the machine lacks is the baseline there, as [`available`] tells.
+//! A level that the machine lacks is the next lower one there.
 
 use super::QuantInt;
 use super::portable;
