@@ -116,16 +116,25 @@ impl Steps for Uniform {
 
     #[inline(always)]
     fn nearest<const N: usize>(self, x: &[f32; N], _: usize, mut then: impl FnMut([i32; N])) {
-        let sums = x.map(|v| (self.limits.clamp(v * self.reciprocal) + self.offset).to_bits());
-        let mut doubts = [0; N];
+        // Loops over indices: closures of `map` are functions of their own in builds without link-time optimization.
+        let (mut sums, mut doubts, mut nearest) = ([0; N], [0; N], [0; N]);
         for i in 0..N {
+            sums[i] = (self.limits.clamp(x[i] * self.reciprocal) + self.offset).to_bits();
             doubts[i] = u32::from(sums[i] & self.fraction == 0);
         }
-        if doubts.iter().fold(0, |any, doubt| any | doubt) == 0 {
-            then(sums.map(|bits| (bits >> FRACTION) as i32 - (MIDDLE.to_bits() >> FRACTION) as i32));
-        } else {
-            then(x.map(|v| self.limits.divide(v, self.scale, self.zero_point)));
+        let mut any = 0;
+        for doubt in doubts {
+            any |= doubt;
         }
+        for i in 0..N {
+            nearest[i] = (sums[i] >> FRACTION) as i32 - (MIDDLE.to_bits() >> FRACTION) as i32;
+        }
+        if any != 0 {
+            for i in 0..N {
+                nearest[i] = self.limits.divide(x[i], self.scale, self.zero_point);
+            }
+        }
+        then(nearest);
     }
 }
 
@@ -199,8 +208,10 @@ pub(super) fn fake_quantize(x: &[f32], steps: impl Steps, out: &mut [f32]) {
     for_each_nearest(x, steps, |at, _, nearest| {
         // Of a known length the compiler makes vectors, which the general loop would not become here.
         if let Ok(nearest) = <&[i32; LANES]>::try_from(nearest) {
-            let reals: [f32; LANES] = std::array::from_fn(|i| real(at + i, nearest[i]));
-            out[at..at + LANES].copy_from_slice(&reals);
+            let out = &mut out[at..at + LANES];
+            for i in 0..LANES {
+                out[i] = real(at + i, nearest[i]);
+            }
         } else {
             for (i, (y, &q)) in out[at..at + nearest.len()].iter_mut().zip(nearest).enumerate() {
                 *y = real(at + i, q);
