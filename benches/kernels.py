@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import kernel_peers as peers
@@ -36,104 +37,55 @@ SIZES = {"1 MiB": 1 << 18, "512 MiB": 1 << 27}
 PART = 1 << 21  # 8 MiB, of which two fit into a cache that cores share
 LONG = 10_000_000  # nanoseconds: whatever takes so long is not in the cache
 SCALE, ZERO, CHANNELS = 0.021, 3, 1024
+NAMES = {"quantize": "quantize to int8", "dequantize": "dequantize int8"}
 PEERS = ("numpy", "onnxruntime", "torch")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A kernel at work on `size` elements."""
+    """A kernel at work."""
 
     name: str
     run: Callable[[], object]
-    size: int
     others: peers.Peers
-    moved: int = 0  # bytes read and written
+    moved: float = 0  # bytes read and written for each element
     summed: Array | None = None  # for kernels that only read
-    asked: str = ""  # what was aimed at: of the ratio, or of the nanoseconds
+    asked: tuple[str, str] = ("", "")  # aimed at, in the cache and beyond: a ratio, or nanoseconds
 
 
-def rows(size: int, in_cache: bool) -> Iterator[Row]:
+def rows(size: int) -> Iterator[Row]:
     """All kernels, on `size` elements."""
-
-    def asked(small: str, large: str) -> str:
-        return small if in_cache else large
-
     x = np.random.default_rng(0).standard_normal(size, np.float32)
-    q, y = np.empty(size, np.int8), np.empty(size, np.float32)
-    yield Row(
-        "quantize to int8",
-        lambda: kernels.quantize(x, SCALE, ZERO, out=q),
-        size,
-        peers.quantize(x, SCALE, ZERO, q),
-        moved=5 * size,
-        asked=asked("≥ 0.45", "≥ 0.9"),
-    )
-    kernels.quantize(x, SCALE, ZERO, out=q)
-    yield Row(
-        "dequantize int8",
-        lambda: kernels.dequantize(q, SCALE, ZERO, out=y),
-        size,
-        peers.dequantize(q, SCALE, ZERO, y),
-        moved=5 * size,
-        asked=asked("≥ 0.8", "≥ 0.95"),
-    )
-    yield Row(
-        "fake_quantize",
-        lambda: kernels.fake_quantize(x, SCALE, ZERO, out=y),
-        size,
-        peers.fake_quantize(x, SCALE, ZERO, y),
-        moved=8 * size,
-    )
-    yield Row(
-        "quantization_error",
-        lambda: kernels.quantization_error(x, SCALE, ZERO),
-        size,
-        peers.quantization_error(x, SCALE, ZERO),
-        summed=x,
-    )
-    yield Row(
-        "min_max",
-        lambda: kernels.min_max(x),
-        size,
-        peers.min_max(x),
-        summed=x,
-        asked=asked("≥ 1.0", "≥ 0.95"),
-    )
-    for axis, shape in ((0, (CHANNELS, -1)), (1, (-1, CHANNELS))):
+    q, y = kernels.quantize(x, SCALE, ZERO), np.empty(size, np.float32)
+    for kernel, given, out, moved, asked in (
+        ("quantize", x, q, 5, ("≥ 0.45", "≥ 0.9")),
+        ("dequantize", q, y, 5, ("≥ 0.8", "≥ 0.95")),
+        ("fake_quantize", x, y, 8, ("", "")),
+    ):
+        call, others = getattr(kernels, kernel), getattr(peers, kernel)(given, SCALE, ZERO, out)
+        run = partial(call, given, SCALE, ZERO, out=out)
+        yield Row(NAMES.get(kernel, kernel), run, others, moved=moved, asked=asked)
+    error = partial(kernels.quantization_error, x, SCALE, ZERO)
+    yield Row("quantization_error", error, peers.quantization_error(x, SCALE, ZERO), summed=x)
+    extremes = partial(kernels.min_max, x)
+    yield Row("min_max", extremes, peers.min_max(x), summed=x, asked=("≥ 1.0", "≥ 0.95"))
+    for name, axis, shape in (("rows", 0, (CHANNELS, -1)), ("columns", 1, (-1, CHANNELS))):
         matrix = x.reshape(shape)
-        yield Row(
-            f"absmax_quantize, {'rows' if axis == 0 else 'columns'}",
-            lambda matrix=matrix, axis=axis: kernels.absmax_quantize(matrix, axis),
-            size,
-            peers.absmax_quantize(matrix, axis, q.reshape(shape)),
-            moved=5 * size,
-            asked=asked("≥ 0.35", "≥ 0.4"),
-        )
+        run = partial(kernels.absmax_quantize, matrix, axis)
+        others = peers.absmax_quantize(matrix, axis, q.reshape(shape))
+        yield Row(f"absmax_quantize, {name}", run, others, moved=5, asked=("≥ 0.35", "≥ 0.4"))
     for name, values in (("Gaussian", x), ("ReLU", np.maximum(x, 0))):
-        yield Row(
-            f"histogram, {name}",
-            lambda values=values: kernels.histogram(values),
-            size,
-            peers.histogram(values),
-            summed=values,
-            asked=asked("≤ 0.45 ns", "≤ 0.7 ns"),
-        )
+        run, others = partial(kernels.histogram, values), peers.histogram(values)
+        asked = "≤ 0.45 ns", "≤ 0.7 ns"
+        yield Row(f"histogram, {name}", run, others, summed=values, asked=asked)
     four = kernels.quantize(x, 0.5, dtype="int4")
+    yield Row("pack_int4", partial(kernels.pack_int4, four), peers.pack_int4(four), moved=1.5)
     packed = kernels.pack_int4(four)
-    yield Row(
-        "pack_int4",
-        lambda: kernels.pack_int4(four),
-        size,
-        peers.pack_int4(four),
-        moved=3 * size // 2,
-    )
-    yield Row(
-        "unpack_int4",
-        lambda: kernels.unpack_int4(packed, size),
-        size,
+    unpack, others = (
+        partial(kernels.unpack_int4, packed, size),
         peers.unpack_int4(packed, np.empty(size, np.int8)),
-        moved=3 * size // 2,
     )
+    yield Row("unpack_int4", unpack, others, moved=1.5)
 
 
 def fastest(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
@@ -155,11 +107,11 @@ def fastest(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, 
     return best
 
 
-def memory(row: Row) -> Callable[[], object]:
+def memory(row: Row, size: int) -> Callable[[], object]:
     """The copy or the sum that a kernel is compared with."""
     if row.summed is not None:
         return row.summed.sum
-    count = row.moved // 2
+    count = int(row.moved * size) // 2
     source, target = np.ones(count, np.uint8), np.ones(count, np.uint8)
     places = target.ctypes.data, source.ctypes.data
     # The arrays are arguments so that they live as long as the function.
@@ -169,19 +121,20 @@ def memory(row: Row) -> Callable[[], object]:
 def measure(sizes: Sequence[str], seconds: float) -> Iterator[list[str]]:
     """Lines of the table."""
     for label in sizes:
-        for row in rows(SIZES[label], SIZES[label] < PART):
-            runs = {"rustq": row.run, "memory": memory(row)} | row.others
+        size = SIZES[label]
+        for row in rows(size):
+            runs = {"rustq": row.run, "memory": memory(row, size)} | row.others
             best = fastest(runs, seconds)
             ratio = f"{best['memory'] / best['rustq']:.2f}"
             yield [
                 row.name,
                 label,
-                f"{best['rustq'] / row.size:.3f}",
+                f"{best['rustq'] / size:.3f}",
                 ratio if row.moved else "",
                 "" if row.moved else ratio,
-                row.asked,
+                row.asked[size >= PART],
                 *(
-                    f"{best[peer] / row.size:.2f} ({best[peer] / best['rustq']:.1f})"
+                    f"{best[peer] / size:.2f} ({best[peer] / best['rustq']:.1f})"
                     if peer in best
                     else ""
                     for peer in PEERS

@@ -9,12 +9,13 @@ wheel; what it imports is checked to come from there.
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import tempfile
 import venv
 from pathlib import Path
+
+from snippets import BLOCK
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 CHECKS = """
@@ -33,9 +34,7 @@ def example(*, elsewhere: bool = True) -> str:
     Args:
         elsewhere: whether rustq may be in another place than the environment's packages.
     """
-    block = re.search(
-        r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.DOTALL | re.MULTILINE
-    )
+    block = BLOCK.search(README.read_text("utf-8"))
     assert block, "README.md has no Python in it"
     return block[1] + CHECKS.format(elsewhere=elsewhere)
 

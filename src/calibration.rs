@@ -164,6 +164,11 @@ impl Calibration {
         self.tensors.get(tensor).map(|seen| &seen.observer)
     }
 
+    /// Whether numbers were seen in `tensor`.
+    pub fn saw(&self, tensor: &str) -> bool {
+        self.get(tensor).is_some_and(|observer| observer.count() > 0)
+    }
+
     /// Number of dimensions of `tensor`.
     pub fn rank(&self, tensor: &str) -> Option<usize> {
         self.tensors.get(tensor).map(|seen| seen.rank.into())

@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 pub use self::constants::take_constants;
 pub use self::pairs::take_pairs;
 use crate::graph::{Graph, NodeExt, NodeId};
+use crate::ops::PRODUCTS;
 use crate::qparams::{Dtype, QuantParams, Range, Scheme};
 use crate::quantize::channel_axis;
 use crate::quantize::weights::{quantize_as_given, weight_of};
@@ -26,9 +27,6 @@ use crate::tensor::{floats, shape};
 /// What is said of weights whose grid cannot be kept.
 const OFF_THE_GRID: &str =
     "these weights came on a grid that int8 without zero points cannot express, and are quantized anew";
-
-/// The operators whose weights are quantized.
-const WEIGHTED: &[&str] = &["Conv", "ConvTranspose", "Gemm", "MatMul"];
 
 /// What is said of activations whose scales serve nothing.
 const NOT_USED: &str =
@@ -80,11 +78,6 @@ impl Given {
     /// How many activations and constants have parameters.
     pub fn counts(&self) -> (usize, usize) {
         (self.activations.len(), self.constants.len())
-    }
-
-    /// What could not be taken, in words.
-    pub fn notes(&self) -> &[String] {
-        &self.notes
     }
 
     /// The parameters of an activation, as they were given.
@@ -142,38 +135,39 @@ impl Given {
             }
         }
         let unused = self.activations.keys().map(String::as_str).filter(|value| !served.contains(value));
-        let anew = ids.filter(|&id| matches!(self.weights(graph, id), Some(Err(_))));
-        let anew: Vec<&str> = anew.map(|id| graph.node(id).label()).collect();
+        let grids = ids.filter_map(|id| Some((id, self.weights(graph, id)?)));
+        let (kept, anew): (Vec<_>, Vec<_>) = grids.partition(|(_, grid)| grid.is_ok());
+        let kept: Vec<_> = kept.into_iter().filter_map(|(id, grid)| Some((id, grid.ok()?))).collect();
+        let anew: Vec<&str> = anew.iter().map(|(id, _)| graph.node(*id).label()).collect();
         let note =
             |names: &[&str], what: &str| (!names.is_empty()).then(|| format!("{what}: {}", listed(names)));
         let found = [
             note(&unused.collect::<Vec<_>>(), NOT_USED),
             note(&anew, OFF_THE_GRID),
-            note(&self.beyond(graph), BEYOND),
-            note(&self.of_few_bits(graph), FEW_BITS),
+            note(&self.beyond(graph, &kept), BEYOND),
+            note(&self.of_few_bits(graph, &kept), FEW_BITS),
         ];
         self.notes.iter().cloned().chain(found.into_iter().flatten()).collect()
     }
 
-    /// Nodes with weights of −128 steps, where there is no such code.
-    fn beyond<'m>(&self, graph: &Graph<'m>) -> Vec<&'m str> {
-        let ends_there = |id: &NodeId| {
-            let Some(Ok(params)) = self.weights(graph, *id).filter(|_| self.mirrored) else { return false };
-            let quantized = quantize_as_given(graph, *id, &params, -128);
+    /// Those of the nodes with kept weights that have some of −128 steps, where there is no such code.
+    fn beyond<'m>(&self, graph: &Graph<'m>, kept: &[(NodeId, QuantParams)]) -> Vec<&'m str> {
+        let ends_there = |id: NodeId, params: &QuantParams| {
+            let quantized = quantize_as_given(graph, id, params, -128);
             quantized.is_ok_and(|quantized| quantized.values.contains(&(i8::MIN as u8)))
         };
-        (0..graph.nodes().len()).filter(ends_there).map(|id| graph.node(id).label()).collect()
+        let found = kept.iter().filter(|(id, params)| self.mirrored && ends_there(*id, params));
+        found.map(|(id, _)| graph.node(*id).label()).collect()
     }
 
-    /// Nodes whose weights came in few bits.
-    fn of_few_bits<'m>(&self, graph: &Graph<'m>) -> Vec<&'m str> {
-        let is_finer = |id: &NodeId| {
-            let (given, found) = (self.layers.get(graph.node(*id).label()), self.weights(graph, *id));
-            let (Some(given), Some(Ok(found))) = (given, found) else { return false };
+    /// Those of the nodes with kept weights whose weights came in few bits.
+    fn of_few_bits<'m>(&self, graph: &Graph<'m>, kept: &[(NodeId, QuantParams)]) -> Vec<&'m str> {
+        let is_finer = |(id, found): &&(NodeId, QuantParams)| {
+            let Some(given) = self.layers.get(graph.node(*id).label()) else { return false };
             given.scale.len() == found.scale.len()
                 && found.scale.iter().zip(&given.scale).all(|(f, g)| 2.0 * f < *g)
         };
-        (0..graph.nodes().len()).filter(is_finer).map(|id| graph.node(id).label()).collect()
+        kept.iter().filter(is_finer).map(|(id, _)| graph.node(*id).label()).collect()
     }
 
     /// The smallest code that weights may have.
@@ -183,7 +177,7 @@ impl Given {
 
     /// The grid of the weights of node `id`, if one was given: int8 without zero points; or an error if that cannot be kept.
     pub(crate) fn weights(&self, graph: &Graph, id: NodeId) -> Option<Result<QuantParams, OffTheGrid>> {
-        if self.is_empty() || !WEIGHTED.iter().any(|op_type| graph.node(id).is(op_type)) {
+        if self.is_empty() || !PRODUCTS.iter().any(|op_type| graph.node(id).is(op_type)) {
             return None;
         }
         let (node, axis) = (graph.node(id), channel_axis(graph, id));
@@ -358,7 +352,7 @@ fn listed(names: &[&str]) -> String {
 fn weighted_readers(graph: &Graph, value: &str, found: &mut HashSet<NodeId>) {
     for &id in graph.consumers(value) {
         let node = graph.node(id);
-        if WEIGHTED.iter().any(|op_type| node.is(op_type)) {
+        if PRODUCTS.iter().any(|op_type| node.is(op_type)) {
             if node.input_at(1) == Some(value) {
                 found.insert(id);
             }

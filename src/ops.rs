@@ -76,6 +76,9 @@ pub const OPS: &[Op] = &[
     row("Clip", Role::Clip, 1),
 ];
 
+/// The operators that multiply by weights, with an integer kernel or without.
+pub const PRODUCTS: &[&str] = &["Conv", "ConvTranspose", "Gemm", "MatMul"];
+
 /// Operators that hold weights, but have no integer kernel, and what to say of them.
 const WITHOUT_KERNEL: &[(&str, &str)] = &[
     ("ConvTranspose", "there is no int8 kernel for transposed convolutions"),

@@ -495,10 +495,9 @@ def _prepare(
         notes.append(_undeclared(source))
     simple = folded(inlined(source))._core
     simple.check_weights()
-    converted, reason = at_least(simple, _rustq.MINIMUM_OPSET)
+    ready, reason = at_least(simple, _rustq.MINIMUM_OPSET)
     if reason:
         notes.append(reason)
-    ready = folded(converted)._core if converted is not simple else simple
     plain, given = taken(ready)
     return plain.spelled_out(), notes, given
 

@@ -1,9 +1,10 @@
-"""What onnx itself does to a model first: inlining functions, converting operator sets."""
+"""What onnx itself does to a model: inlining functions, converting operator sets."""
 
 from __future__ import annotations
 
 from rustq import _rustq
 from rustq.errors import ModelError
+from rustq.folding import folded
 
 __all__ = ["at_least", "inlined"]
 
@@ -28,7 +29,7 @@ def inlined(model: _rustq.Model) -> _rustq.Model:
 
 
 def at_least(model: _rustq.Model, opset: int) -> tuple[_rustq.Model, str]:
-    """`model` in operator set `opset` or later.
+    """A folded model in operator set `opset` or later, folded again if it had to be converted.
 
     Returns:
         The model and an empty string; or the model as it was, and why it could not be converted.
@@ -44,7 +45,7 @@ def at_least(model: _rustq.Model, opset: int) -> tuple[_rustq.Model, str]:
     except Exception as error:  # the converter raises RuntimeError, and more, without a base class
         return model, f"opset {model.opset} could not be converted to {opset}: {_reason(error)}"
     core = _rustq.Model.from_bytes(converted.SerializeToString())
-    return core.with_metadata_of(model), ""
+    return folded(core.with_metadata_of(model))._core, ""
 
 
 def _reason(error: Exception) -> str:

@@ -94,7 +94,7 @@ impl<'m> Layers<'m> {
             if options.exclude.contains(graph.node(layer.id).label()) {
                 return Some("excluded by the configuration".to_owned());
             }
-            let known = |value: &str| given.get(value).is_some() || is_seen(calibration, value);
+            let known = |value: &str| given.get(value).is_some() || calibration.saw(value);
             let unseen = layer.inputs.iter().find(|(_, value)| !known(value));
             let unseen = unseen.map(|(_, value)| match given.is_empty() || calibration.runs() > 0 {
                 true => format!("'{value}' is not a float32 tensor that calibration saw"),
@@ -183,11 +183,6 @@ pub(super) fn of_the_others(mut noise: HashMap<NodeId, f64>, kept: &HashSet<Node
     noise
 }
 
-/// Whether calibration saw numbers in `value`.
-pub(super) fn is_seen(calibration: &Calibration, value: &str) -> bool {
-    calibration.get(value).is_some_and(|observer| observer.count() > 0)
-}
-
 /// The layer at node `id`, or why it is none.
 fn layer<'m>(graph: &Graph<'m>, id: NodeId, row: &'static Row) -> Result<Layer<'m>, String> {
     let node = graph.node(id);
@@ -226,7 +221,7 @@ fn multiplications(graph: &Graph, layer: &Layer, calibration: &Calibration) -> O
         ("Conv", [channels, filter @ ..]) => {
             let behind = graph.sole_consumer(&node.output[0]).map(|id| graph.node(id).output[0].as_str());
             let values = [Some(node.output[0].as_str()), behind];
-            let made = values.into_iter().flatten().find(|value| is_seen(calibration, value))?;
+            let made = values.into_iter().flatten().find(|value| calibration.saw(value))?;
             calibration.elements(made) * count(filter) * f64::from(u8::from(*channels > 0))
         }
         ("ConvTranspose", [_, filter @ ..]) => read * count(filter),

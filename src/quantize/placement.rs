@@ -52,9 +52,7 @@ impl<'m> Placement<'_, 'm> {
 
     /// Whether it is known what a value on integers may be.
     pub fn has_range(&self, value: &str) -> bool {
-        self.given.is_empty()
-            || self.given.get(value).is_some()
-            || self.calibration.get(value).is_some_and(|observer| observer.count() > 0)
+        self.given.is_empty() || self.given.get(value).is_some() || self.calibration.saw(value)
     }
 
     /// Whether ONNX Runtime would put a `Gemm`, or what it makes one of, together with the activation behind it, in

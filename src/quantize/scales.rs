@@ -41,8 +41,7 @@ impl Grids<'_, '_> {
 
     /// Whether it is known what a value on integers may be.
     pub fn knows(&self, value: &str) -> bool {
-        self.given.get(value).is_some()
-            || self.calibration.get(value).is_some_and(|observer| observer.count() > 0)
+        self.given.get(value).is_some() || self.calibration.saw(value)
     }
 
     /// The range of a divided value without the share that the method cuts off of the whole, but no more than half: beyond

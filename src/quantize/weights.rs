@@ -151,9 +151,9 @@ pub(crate) fn quantize(
     let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
     let (mut values, dims) = (Parts::of(weight)?, shape(weight)?);
     if let Some((params, lowest)) = given {
-        let sizes = Channels::new(&dims, axis).extent(&values, &Pairs::None).checked(weight)?.limits;
-        let params = with_room_in_dead_channels(params.clone(), &sizes, bias);
-        let mut quantized = on_given_grid(&values, (dims, axis), params, lowest);
+        let extent = Channels::new(&dims, axis).extent(&values, &Pairs::None).checked(weight)?;
+        let params = with_room_in_dead_channels(params.clone(), &extent.limits, bias);
+        let mut quantized = on_given_grid(&values, (dims, axis), &extent, params, lowest);
         quantized.bias = bias.map(|(bias, input_scale)| quantize_bias(bias, input_scale, &quantized.params));
         return Ok(quantized);
     }
@@ -397,11 +397,11 @@ fn on_grid(
 fn on_given_grid(
     values: &Parts,
     (dims, axis): (Vec<usize>, usize),
+    &Extent { power, dead_channels, .. }: &Extent,
     params: QuantParams,
     lowest: i32,
 ) -> QuantizedWeights {
     let layout = Channels::new(&dims, axis);
-    let Extent { power, dead_channels, .. } = layout.extent(values, &Pairs::None);
     let scale = match params.axis {
         Some(_) => params.scale.clone(),
         None => vec![params.scale[0]; layout.count],
@@ -471,7 +471,7 @@ pub(crate) fn quantize_rows(tensor: &TensorProto, given: Option<QuantParams>) ->
     if let Some(params) = given {
         let scale = params.scale.iter().copied().cycle().take(dims[0]).collect();
         let params = QuantParams { scale, zero_point: vec![0; dims[0]], axis: Some(0), ..params };
-        return Ok(on_given_grid(&values, (dims, 0), params, -128));
+        return Ok(on_given_grid(&values, (dims, 0), &extent, params, -128));
     }
     Ok(on_grid(&values, dims, 0, extent, true))
 }

@@ -62,6 +62,13 @@ class Job:
     named: bool = False
     given: _rustq.Given | None = None
 
+    def codes(self, block_size: int, *, standard: bool = False) -> tuple[str, int | None, bool]:
+        """How weights are coded: the number format, the inputs that share a scale, of which
+        `block_size` is the default, and whether only operators of the standard may be written."""
+        config = self.config
+        size = block_size if config.block_size is None else config.block_size
+        return config.weights, size or None, standard or config.quant_format == "qdq"
+
     def choices(self, noise_price: float, method: str = "auto") -> _rustq._Choices:
         """Those of the configuration for a runtime other than ONNX Runtime, whose price of noise
         this is if none was asked for, and whose way to choose ranges `"auto"` means."""

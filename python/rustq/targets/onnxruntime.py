@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from rustq import _rustq
-from rustq.config import BLOCK_SIZE, QuantConfig
+from rustq.config import BLOCK_SIZE
 from rustq.conversion import at_least
 from rustq.errors import UnsupportedError
-from rustq.folding import folded
 from rustq.targets import Job, Outcome
 
 __all__ = ["make"]
@@ -25,13 +24,12 @@ def make(job: Job) -> Outcome:
             raise UnsupportedError(
                 f"4-bit types and int16 activations need opset {OPSET}: {reason}"
             )
-        model = model if model is job.model else folded(model)._core
     if config.activations == "float32" or (config.codes and job.calibration is None):
         return Outcome(
             *_rustq.quantize_weights(
                 model,
                 job.inputs,
-                weights=_format(config, BLOCK_SIZE),
+                weights=job.codes(BLOCK_SIZE),
                 exclude=list(job.excluded),
                 rounding=config.rounding or "nearest",
                 bias_correction=bool(config.bias_correction),
@@ -64,14 +62,8 @@ def make(job: Job) -> Outcome:
             bias_correction=bool(config.bias_correction),
             equalize=bool(config.equalize),
             named=job.named,
-            weights=_format(config, 0) if config.codes else None,
+            weights=job.codes(0) if config.codes else None,
             wide=config.activations == "int16",
             given=job.given,
         )
     )
-
-
-def _format(config: QuantConfig, block_size: int) -> tuple[str, int | None, bool]:
-    """How weights are coded; `block_size` is the default."""
-    size = block_size if config.block_size is None else config.block_size
-    return config.weights, size or None, config.quant_format == "qdq"

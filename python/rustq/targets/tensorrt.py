@@ -11,7 +11,6 @@ from typing import Any
 from rustq import _rustq
 from rustq.conversion import at_least
 from rustq.errors import UnsupportedError
-from rustq.folding import folded
 from rustq.model import Model, core_of
 from rustq.targets import Job, Outcome
 
@@ -42,9 +41,7 @@ def make(job: Job) -> Outcome:
     half = config.high_precision == "fp16"
     opset = OPSETS[config.high_precision]
     model, reason = at_least(job.model, opset)
-    if model is not job.model:
-        model = folded(model)._core
-    elif reason:
+    if reason:
         notes.append(reason)
         if half:
             raise UnsupportedError(f"high_precision='fp16' needs opset {opset}: {reason}")
@@ -67,11 +64,8 @@ def _codes(job: Job) -> Outcome:
     model, reason = at_least(job.model, CODES_OPSET)
     if reason:
         raise UnsupportedError(f"4-bit weights need opset {CODES_OPSET}: {reason}")
-    model = model if model is job.model else folded(model)._core
-    size = BLOCK_SIZE if job.config.block_size is None else job.config.block_size
-    form = (job.config.weights, size or None, True)
     written, layers, notes = _rustq.quantize_tensorrt_weights(
-        model, form, job.choices(NOISE_PRICE, "minmax")
+        model, job.codes(BLOCK_SIZE, standard=True), job.choices(NOISE_PRICE, "minmax")
     )
     return Outcome(written, layers, [*notes, "4-bit weights: for TensorRT 10 and later"])
 

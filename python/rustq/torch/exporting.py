@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.nn.utils import parametrize
 
+from rustq import _rustq
 from rustq.errors import DataError, ModelError
 from rustq.frameworks.torch import Inputs, by_dynamo, evaluating, silence
 from rustq.torch.preparing import EXAMPLE
@@ -61,7 +62,7 @@ def export(module: Any, path: str | os.PathLike[str], *, example_inputs: Any = N
     with evaluating(copied), silence():
         content = _exported(copied, known)
     path = Path(path)
-    path.write_bytes(content)
+    _rustq.write_together([(path, content)])
     return path
 
 

@@ -8,7 +8,6 @@ use std::fmt::Write;
 use std::str::FromStr;
 
 use crate::calibration::Calibration;
-use crate::export::layers::is_seen;
 use crate::graph::Graph;
 use crate::qparams::{QuantParams, Scheme};
 use crate::quantize::scales;
@@ -64,10 +63,8 @@ pub(super) fn cache(
     let mut text = format!("TRT-{}-EntropyCalibration2\n", version.number());
     let mut left_out = Vec::new();
     let produced = graph.nodes().iter().flat_map(|node| &node.output).map(String::as_str);
-    for name in graph
-        .inputs()
-        .chain(produced)
-        .filter(|name| is_seen(calibration, name) || activations.contains_key(name))
+    for name in
+        graph.inputs().chain(produced).filter(|name| calibration.saw(name) || activations.contains_key(name))
     {
         if name.contains(": ") || name.contains(['\n', '\r']) {
             left_out.push(format!("the calibration cache cannot hold the name '{}'", name.escape_debug()));

@@ -12,7 +12,7 @@ use crate::given::Given;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
 use crate::onnx::OperatorSetIdProto;
-use crate::ops::is_plain_product;
+use crate::ops::{PRODUCTS, is_plain_product};
 use crate::patch::apply;
 use crate::quantize::sites::constant_weights;
 use crate::quantize::weights::{bias, channel_axis, finite, weight_of};
@@ -36,9 +36,6 @@ pub struct Runtime {
 /// ONNX Runtime decodes whatever the operators of the file say.
 pub const ONNX_RUNTIME: Runtime =
     Runtime { operators: PRODUCTS, decline: |_, _| None, full_blocks: false, embeddings: true };
-
-/// Operators with weights.
-const PRODUCTS: &[&str] = &["Conv", "ConvTranspose", "Gemm", "MatMul"];
 
 /// What to do to the weights of a model.
 #[derive(Debug)]
