@@ -19,7 +19,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/maturin
 WITH_PYTHON := PYO3_PYTHON="$(abspath $(PY))"
 
-.PHONY: help demo develop test test-rust test-python test-tensorrt test-pnnx test-frameworks check format lint lint-rust lint-python docs docs-rust site bench bench-fold bench-peers bench-large bench-targets zoo ncnn \
+.PHONY: help demo develop test test-rust test-python test-tensorrt test-pnnx test-browser screenshot test-frameworks check format lint lint-rust lint-python docs docs-rust site bench bench-fold bench-peers bench-large bench-targets zoo ncnn \
 	exhaustive test-aarch64 sanitize fuzz audit \
 	release wheel wheels test-wheel test-wheel-aarch64 sdist test-sdist clean
 
@@ -48,6 +48,13 @@ test-tensorrt: $(INSTALLED) $(TOOLS) ## have NVIDIA's parser and builder check w
 test-pnnx: $(INSTALLED) $(TOOLS) ## compare with pnnx, ncnn's own converter (85 MB)
 	$(PY) -m pip install --quiet --no-deps -r requirements-pnnx.txt
 	$(PY) -m pytest tests/test_ncnn_pnnx.py
+
+BROWSER := $(VENV)/.browser
+test-browser: $(INSTALLED) $(BROWSER) ## open the report in Chromium, light, dark, on a phone, with the keyboard, 500 layers (Debian: apt install chromium)
+	$(PY) -m pytest tests/test_browser.py
+
+screenshot: $(INSTALLED) $(BROWSER) ## take the README's picture of the report again
+	$(PY) scripts/screenshot.py
 
 # In an environment of their own: what TensorFlow wants of NumPy need not be what the other tests do.
 FRAMEWORKS := .venv-frameworks
@@ -217,6 +224,11 @@ $(BUILDER): requirements-dev.txt | $(PY)
 $(TOOLS): requirements-dev.txt requirements-tutorial.txt $(BUILDER)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-tutorial.txt
+	@touch $@
+
+$(BROWSER): requirements-browser.txt $(TOOLS)
+	@command -v chromium chromium-browser google-chrome >/dev/null || { echo "Chromium is needed (Debian: apt install chromium)" >&2; exit 1; }
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
 	@touch $@
 
 $(SITE_TOOLS): requirements-docs.txt $(TOOLS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rustq
+from onnx import TensorProto, helper, numpy_helper
 from rustq import cli, demo
 from rustq.fusion import Fusion, fusion
+from rustq.fusion_rules import expected
 from rustq.page import comparison_page, quantization_page
-from rustq.page.advice import ADVICE, Facts, advice
+from rustq.page.advice import ADVICE, advice
 from rustq.page.charts import histogram
-from rustq.page.render import Sources, render
+from rustq.page.facts import Facts, Sources
+from rustq.page.render import render
 from rustq.report import Report
 
-VOID = {"meta", "input", "path", "rect"}
+VOID = {"meta", "input"}
 
 
 class Page(HTMLParser):
@@ -83,7 +87,11 @@ def test_it_needs_nothing_from_elsewhere(page: str) -> None:
 
 def test_a_chart_for_each_quantized_tensor(page: str, result: rustq.QuantizedModel) -> None:
     tensors = sum(len(x.inputs) + len(x.outputs) for x in result.report.layers)
-    assert 0 < tensors // 2 < page.count("<svg") <= tensors
+    weights = sum(x.weight_sqnr_db is not None for x in result.report.layers)
+    assert page.count("<figcaption>weights ") == weights > 8
+    seen = page.count("<figcaption>reads ") + page.count("<figcaption>makes ")
+    assert tensors // 2 < seen <= tensors
+    assert page.count("<svg") == weights + seen + 1  # the profile
 
 
 def test_names_are_escaped() -> None:
@@ -118,6 +126,45 @@ def test_in_a_notebook_and_from_the_result(result: rustq.QuantizedModel, tmp_pat
     assert (tag, "layers" in Page(inner).ids) == ("iframe", True)
     path = result.save_report(tmp_path / "r.html")
     assert "layers" in Page(path.read_text()).ids
+
+
+def test_scores_and_shares(result: rustq.QuantizedModel, tmp_path: Path) -> None:
+    model, data = demo.model_path(), demo.calibration()
+    file = result.save_report(
+        tmp_path / "r.json",
+        model=model,
+        data=data,
+        metric=lambda run: demo.accuracy(lambda x: run(x)[0]),
+    )
+    found = json.loads(file.read_text())
+    assert found["scores"]["model"] == pytest.approx(0.99, abs=0.01)
+    assert found["scores"]["quantized"] == pytest.approx(0.99, abs=0.01)
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert set(found["shares"]) == {x.name for x in result.report.layers if x.quantized}
+    measured = rustq.sensitivity(model, data)
+    noises = {layer.name: layer.noise / measured.noise for layer in measured.layers}
+    assert found["shares"] == pytest.approx(noises, abs=0.05)
+    assert found["report"] == result.report.to_dict()
+
+
+def test_what_it_says_to_repeat_it_does_the_same(tmp_path: Path) -> None:
+    config = rustq.QuantConfig(method="percentile", percentile=99.9, exclude=["wide_conv"])
+    model, samples = demo.model_path(), demo.calibration()
+    result = rustq.quantize(model, samples, scheme="sym", config=config)
+    recipe = Sources(files={"float model": model}, config=config).recipe(result.report)
+    assert repr(model.name) in recipe
+    again = eval(recipe.replace(repr(model.name), "model"), {**vars(), "rustq": rustq})
+    assert again.to_bytes() == result.to_bytes()
+
+
+def test_without_the_values_of_the_float_model_layers_are_ranked_alone(tmp_path: Path) -> None:
+    config = rustq.QuantConfig(method="minmax", equalize=True)
+    model, data = demo.model_path(), demo.calibration()
+    result = rustq.quantize(model, data, config=config)
+    file = result.save_report(tmp_path / "r.json", model=model, data=data, config=config)
+    assert json.loads(file.read_text())["shares"] == {}
+    result.save_report(tmp_path / "r.html", model=model, data=data, config=config)
+    assert "every layer, the largest error first" in (tmp_path / "r.html").read_text()
 
 
 # ---------------------------------------------------------------------- parts
@@ -165,10 +212,71 @@ def test_fusion_is_what_onnx_runtime_did(result: rustq.QuantizedModel) -> None:
     assert plain.kernels == {} and plain.conversions == ()
 
 
+def qdq(*nodes: tuple[str, str, str], outputs: str = "y") -> bytes:
+    """A graph of nodes `(operator, inputs, output)`, with a pair as `("QDQ", input, output)`."""
+    made = []
+    for op_type, inputs, output in nodes:
+        if op_type == "QDQ":
+            made.append(helper.make_node("QuantizeLinear", [inputs, "scale"], [f"{output}_q"]))
+            made.append(helper.make_node("DequantizeLinear", [f"{output}_q", "scale"], [output]))
+        else:
+            made.append(helper.make_node(op_type, inputs.split(), [output]))
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ["x", *outputs.split()]
+    ]
+    constants = [numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32), "w")]
+    constants.append(numpy_helper.from_array(np.float32(0.1), "scale"))
+    graph = helper.make_graph(made, "pairs", ends[:1], ends[1:], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString()
+
+
+def test_fusion_by_the_rules_of_other_runtimes() -> None:
+    chain = qdq(
+        ("QDQ", "x", "a"),
+        ("Conv", "a w", "b"),
+        ("Relu", "b", "c"),
+        ("QDQ", "c", "d"),
+        ("Conv", "d w", "y"),
+    )
+    for target in ("tensorrt", "ncnn"):
+        found = expected(chain, target)
+        assert found is not None and found.kernels == {"Conv": 2} and found.floats == {"Relu": 1}
+        assert found.conversions == (("x", "quantized", "Conv"),)  # only the input
+    # A residual sum is fused into the convolution in front of it: by TensorRT.
+    skip = qdq(
+        ("QDQ", "x", "a"),
+        ("Conv", "a w", "b"),
+        ("Add", "b a", "c"),
+        ("QDQ", "c", "d"),
+        ("Conv", "d w", "y"),
+    )
+    found = expected(skip, "tensorrt")
+    assert found is not None and found.kernels == {"Conv": 2, "Add": 1}
+    assert len(found.conversions) == 1
+    found = expected(skip, "ncnn")
+    assert found is not None and found.floats == {"Add": 1}
+    assert ("a_q", "dequantized", "Add") in found.conversions
+    assert ("c", "quantized", "Conv") in found.conversions
+    # A function that is fused nowhere stands between.
+    between = qdq(("QDQ", "x", "a"), ("Conv", "a w", "b"), ("Softmax", "b", "c"), ("QDQ", "c", "y"))
+    found = expected(between, "tensorrt")
+    assert found is not None
+    assert found.conversions[1] == ("c", "quantized", "an output")
+    assert expected(demo.model_path().read_bytes(), "tensorrt") is None
+    assert expected(chain, "ascend") is None
+
+
+def test_advice_names_the_layer_that_spoils_it() -> None:
+    even = {f"layer{i}": 0.2 for i in range(5)}
+    assert advice(Facts(shares=even)) == []
+    (line,) = advice(Facts(shares={**even, "head": 0.6}))
+    assert "exclude=['head']" in line
+
+
 def test_advice_follows_from_the_facts() -> None:
     assert advice(Facts()) == []
     few = Report.from_records([], scheme="asym", samples=3)
-    assert any("16 samples" in line for line in advice(Facts(report=few)))
+    assert any("16 feeds" in line for line in advice(Facts(report=few)))
     busy = Fusion(kernels={"QLinearConv": 1}, floats={}, conversions=(("a", "quantized", "x"),) * 2)
     assert any("conversions" in line for line in advice(Facts(fusion=busy)))
     assert all(text.endswith(".") for _, text in ADVICE)

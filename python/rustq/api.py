@@ -485,6 +485,11 @@ def _scheme_of(scheme: str, calibration: Calibration | None, config: QuantConfig
     return scheme if calibration else "dynamic"
 
 
+def prepared(model: Model) -> _rustq.Model:
+    """A model as it is quantized: folded, and in an operator set that can express int8."""
+    return _prepare(model._core)[0]
+
+
 def _prepare(
     source: _rustq.Model,
 ) -> tuple[_rustq.Model, list[str], _rustq.Given | None]:

@@ -68,6 +68,9 @@ def shares(
 ) -> dict[str, float]:
     """Each int8 layer's share of the error of the outputs; together 1, or 0 without any error.
 
+    Empty if the quantized model has not kept a value that an int8 layer reads, as where channels
+    are equalized and the model was not made `named`.
+
     Args:
         model: the float model, folded as it was quantized.
         quantized: its quantized form, whose values have the names that they have in `model`.
@@ -81,6 +84,8 @@ def shares(
     steps = list(_steps(graph, {layer.name: layer for layer in layers if layer.quantized}))
     simulated = onnx.load_model_from_string(quantized.to_bytes())
     outputs = [output.name for output in graph.output]
+    if not _all_read(steps, graph, simulated.graph):
+        return {}
     wanted = _wanted(steps, outputs) & _made(graph) & _made(simulated.graph)
     own = [name for step in steps if step.layer for name in step.makes if name in wanted]
     _put_float_layers(simulated.graph, graph, steps)
@@ -126,6 +131,13 @@ def _read(node: onnx.NodeProto) -> Iterator[str]:
 
 def _made(graph: onnx.GraphProto) -> set[str]:
     return {name for node in graph.node for name in node.output if name}
+
+
+def _all_read(steps: Iterable[Step], graph: onnx.GraphProto, simulated: onnx.GraphProto) -> bool:
+    """Whether all that the int8 layers compute from in the float model is in the other, too."""
+    given = {value.name for value in (*graph.input, *graph.initializer)}
+    kept = given | _made(simulated)
+    return all(kept.issuperset(step.reads) for step in steps if step.layer)
 
 
 def _wanted(steps: Iterable[Step], outputs: Iterable[str]) -> set[str]:

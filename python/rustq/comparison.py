@@ -119,7 +119,7 @@ class Comparison:
         return rows
 
     def _repr_html_(self) -> str:
-        from rustq.page.advice import Facts
+        from rustq.page.facts import Facts
         from rustq.page.render import framed
 
         return framed(Facts(comparison=self))

@@ -27,18 +27,29 @@ INTEGER_KERNELS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Fusion:
-    """How ONNX Runtime's CPU provider runs a quantized model after its own optimizations.
+    """How a runtime runs a quantized model.
 
     Attributes:
         kernels: how many nodes of each integer kernel there are.
         floats: how many nodes of each other operator there are.
         conversions: values that are turned from float into integers or back while the model runs,
             as `(tensor, "quantized" or "dequantized", what reads it)`.
+        runtime: which: for `"onnxruntime"` it is what its CPU provider made of the model, for
+            others what they will make of it by their rules (`rustq.fusion_rules`).
     """
 
     kernels: dict[str, int]
     floats: dict[str, int]
     conversions: tuple[tuple[str, str, str], ...]
+    runtime: str = "onnxruntime"
+
+    def summary(self) -> str:
+        """One sentence: how many operators run on integers, and what is converted."""
+        integers, floats = sum(self.kernels.values()), sum(self.floats.values())
+        return (
+            f"{integers} operators run on integers, {floats} in float; values converted between the"
+            f" two while the model runs: {len(self.conversions)}."
+        )
 
 
 def fusion(model: bytes | Path) -> Fusion:

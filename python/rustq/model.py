@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from rustq.calibration import Calibration
     from rustq.config import QuantConfig
+    from rustq.measuring import Metric
     from rustq.report import Report
     from rustq.targets import Target
 
@@ -171,24 +172,27 @@ class QuantizedModel(Model):
         model: Any = None,
         data: Any = None,
         config: QuantConfig | None = None,
+        metric: Metric | None = None,
     ) -> Path:
         """Writes what was done, and how good, small and fast the result is, as one HTML page.
 
         Args:
-            path: the file to write.
+            path: the file to write; what ends in `.json` gets the same as JSON (docs/report.md).
             model: the float model, see `rustq.load`; with it and `data`, both models are run and
-                their outputs and times compared.
+                their outputs and times compared, and each layer's share of the error is measured.
             data: see `rustq.compare`. Data that the model was not calibrated on say more.
             config: what the model was quantized with.
+            metric: a score of your own, see `rustq.quantize`: it is shown for both models.
 
         Raises:
             OSError: the file cannot be written.
             ModelError: ONNX Runtime does not accept one of the models.
             DataError: the data do not fit the models.
+            ValueError: `metric` did not return a finite number.
         """
         from rustq.page import quantization_page
 
-        return quantization_page(path, self, model=model, data=data, config=config)
+        return quantization_page(path, self, model=model, data=data, config=config, metric=metric)
 
 
 def _value(name: str, element_type: int, shape: list[int | str | None] | None) -> Value:

@@ -204,7 +204,7 @@ class Report:
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
     def _repr_html_(self) -> str:
-        from rustq.page.advice import Facts
+        from rustq.page.facts import Facts
         from rustq.page.render import framed
 
         return framed(Facts(report=self))

@@ -1,21 +1,29 @@
-"""The report as one HTML page that needs nothing but itself."""
+"""The report as one HTML page that needs nothing but itself, or the same as JSON."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rustq.comparison import Comparison, compare
 from rustq.config import QuantConfig
-from rustq.fusion import fusion
-from rustq.page.advice import Facts
-from rustq.page.render import Sources, render
+from rustq.fusion import Fusion, fusion
+from rustq.page.advice import advice
+from rustq.page.facts import Facts, Scores, Sources, contents
+from rustq.page.render import render
 
 if TYPE_CHECKING:
+    from rustq.measuring import Metric
     from rustq.model import QuantizedModel
 
 __all__ = ["comparison_page", "quantization_page"]
+
+SAMPLES = 16
+"""Feeds that the layers' shares of the error are measured on."""
 
 
 def quantization_page(
@@ -25,33 +33,49 @@ def quantization_page(
     model: Any = None,
     data: Any = None,
     config: QuantConfig | None = None,
+    metric: Metric | None = None,
     files: dict[str, Path] | None = None,
 ) -> Path:
     """Writes the page about a model that has just been quantized.
 
     Args:
-        path: the file to write.
+        path: the file to write; what ends in `.json` gets the same as JSON (docs/report.md).
         result: what `rustq.quantize` made.
         model: the float model, see `rustq.load`.
         data: what to run both on, see `rustq.compare`; without a model and data, errors of the
             outputs and latency are left out. Models for another runtime than ONNX Runtime are
             compared by their QDQ form.
         config: what `result` was made with.
+        metric: see `rustq.quantize`; it is called for both models, if the float one is given.
         files: files whose hashes are shown, by what they are to the reader.
 
     Raises:
         OSError: the file cannot be written.
         ModelError: ONNX Runtime does not accept one of the models.
         DataError: the data do not fit the models.
+        ValueError: `metric` did not return a finite number.
     """
-    known = model is not None and data is not None
-    measured = compare(model, result, data, config=config) if known else None
+    from rustq.frameworks import exported
+    from rustq.measuring import repeatable
+
+    config = config or QuantConfig()
+    measured, scores = None, None
+    shares: Mapping[str, float] = {}
+    if model is not None and data is not None:
+        model, data = exported(model, repeatable(data))
+        measured = compare(model, result, data, config=config)
+        shares = _shares(model, result, data, config)
+    if model is not None and metric is not None:
+        scores = _scores(model, result, metric, config)
     serialized = result.to_bytes()
-    facts = Facts(report=result.report, comparison=measured, fusion=fusion(serialized))
-    sources = Sources(
-        result.calibration, serialized, files or {}, (config or QuantConfig()).to_dict()
+    facts = Facts(
+        report=result.report,
+        comparison=measured,
+        fusion=_fusion(serialized, result.report.target),
+        shares=shares,
+        scores=scores,
     )
-    return _written(path, render(facts, sources))
+    return _written(path, facts, Sources(result.calibration, serialized, files or {}, config))
 
 
 def comparison_page(
@@ -64,7 +88,7 @@ def comparison_page(
     """Writes the page about two models that were compared.
 
     Args:
-        path: the file to write.
+        path: see `quantization_page`.
         comparison: what `rustq.compare` found.
         quantized: the quantized model's file.
         files: see `quantization_page`.
@@ -74,11 +98,54 @@ def comparison_page(
         ModelError: ONNX Runtime does not accept the quantized model.
     """
     facts = Facts(comparison=comparison, fusion=fusion(Path(quantized)))
-    return _written(path, render(facts, Sources(files=files or {})))
+    return _written(path, facts, Sources(files=files or {}))
 
 
-def _written(path: str | os.PathLike[str], page: str) -> Path:
+def _shares(
+    model: Any, result: QuantizedModel, data: Any, config: QuantConfig
+) -> Mapping[str, float]:
+    """Each int8 layer's share of the error of the outputs, if it can be measured here."""
+    from rustq import attribution
+    from rustq.api import as_model, prepared
+    from rustq.data import feeds
+    from rustq.measuring import Sessions
+    from rustq.runner import inputs_of_model
+
+    target = result._target
+    if not target.measured:
+        return {}
+    folded = prepared(as_model(model))
+    samples = islice(feeds(data, inputs_of_model(result._core), config.images), SAMPLES)
+    run_as = Sessions(config, target.session_options)
+    return attribution.shares(folded, result._core, result.report.layers, list(samples), run_as)
+
+
+def _scores(model: Any, result: QuantizedModel, metric: Metric, config: QuantConfig) -> Scores:
+    from rustq.api import as_model
+    from rustq.measuring import Sessions, scored
+
+    options = result._target.session_options
+    return Scores(
+        model=scored(metric, as_model(model)._core, Sessions(config)),
+        quantized=scored(metric, result._core, Sessions(config, options)),
+    )
+
+
+def _fusion(serialized: bytes, target: str) -> Fusion | None:
+    """What the target makes of a model, or will make of it by its rules."""
+    from rustq.fusion_rules import expected
+
+    return fusion(serialized) if target == "onnxruntime" else expected(serialized, target)
+
+
+def _written(path: str | os.PathLike[str], facts: Facts, sources: Sources) -> Path:
     from rustq import _rustq
 
-    _rustq.write_together([(Path(path), page.encode())])
-    return Path(path)
+    path = Path(path)
+    if path.suffix.lower() == ".json":
+        found = contents(facts, sources, advice(facts))
+        content = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
+    else:
+        content = render(facts, sources)
+    _rustq.write_together([(path, content.encode())])
+    return path

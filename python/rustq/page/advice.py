@@ -3,39 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from rustq.comparison import Comparison
-from rustq.fusion import Fusion
-from rustq.report import Report
+from rustq.page.facts import Facts
 
-__all__ = ["Facts", "advice"]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a page is made from; anything may be missing.
-
-    Attributes:
-        report: what quantization did.
-        comparison: how both models do on the same data.
-        fusion: what ONNX Runtime makes of the quantized model.
-    """
-
-    report: Report | None = None
-    comparison: Comparison | None = None
-    fusion: Fusion | None = None
-
-    @property
-    def worst_db(self) -> float | None:
-        """The lowest SQNR among the outputs."""
-        outputs = self.comparison.outputs if self.comparison else ()
-        return min((o.sqnr_db for o in outputs if o.sqnr_db is not None), default=None)
-
-    @property
-    def speedup(self) -> float | None:
-        """Float time over quantized time."""
-        return self.comparison.speedup if self.comparison else None
+__all__ = ["ADVICE", "advice"]
 
 
 def _noisy(facts: Facts) -> bool:
@@ -76,8 +47,8 @@ ADVICE: tuple[tuple[Callable[[Facts], bool], str], ...] = (
     ),
     (
         _few_samples,
-        "Fewer than 16 samples were seen. A few dozen that are like those in use make the ranges"
-        " steadier.",
+        "Fewer than 16 feeds were seen. If each is one sample, a few dozen that are like those in"
+        " use make the ranges steadier.",
     ),
     (
         _slower,
@@ -103,6 +74,25 @@ ADVICE: tuple[tuple[Callable[[Facts], bool], str], ...] = (
 """When to say something, and what."""
 
 
+DOMINANT = 0.25
+"""Share of the outputs' error from which on a single layer is named."""
+SEVERAL = 5
+"""Layers below which each has a large share anyway."""
+
+
 def advice(facts: Facts) -> list[str]:
     """What to try next, most important first; empty if all is well."""
-    return [text for applies, text in ADVICE if applies(facts)]
+    return [*_culprit(facts), *(text for applies, text in ADVICE if applies(facts))]
+
+
+def _culprit(facts: Facts) -> list[str]:
+    """The layer that makes most of the error, if one does."""
+    if len(facts.shares) < SEVERAL:
+        return []
+    name, share = max(facts.shares.items(), key=lambda entry: entry[1])
+    if share < DOMINANT:
+        return []
+    return [
+        f"{name} makes {100 * share:.0f} % of the outputs' error by itself:"
+        f" exclude=[{name!r}] leaves it in float, if that is worth its time."
+    ]
