@@ -114,6 +114,7 @@ lint: lint-rust lint-python ## check format, clippy, ruff, mypy and the stub of 
 
 lint-rust: | $(PY)
 	cargo fmt --check
+	cargo metadata --locked --manifest-path fuzz/Cargo.toml --format-version 1 >/dev/null
 	cargo clippy --locked --all-targets -- -D warnings
 	$(WITH_PYTHON) cargo clippy --locked --all-targets --features python -- -D warnings
 
@@ -142,6 +143,7 @@ bench: release $(TOOLS) ## time rustq, onnxruntime and numpy side by side, and `
 
 zoo: release $(TOOLS) ## print every published figure: accuracy, speed, cost (heavy: downloads 500 MB)
 	$(PY) -m pip install --quiet -r benches/requirements.txt
+	$(PY) benches/round_trip.py
 	$(PY) benches/accuracy.py --peer
 	$(PY) benches/speed.py
 	$(PY) benches/cost.py --peer --threads 1 2

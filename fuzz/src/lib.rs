@@ -26,7 +26,7 @@ pub fn fold(data: &[u8]) {
     let Ok(model) = Model::from_bytes(data.to_vec()) else { return };
     let Ok((folded, _)) = fold_model(&model) else { return };
     self::model(&folded.to_bytes().expect("no larger than 2 GiB"));
-    let _ = Graph::new(folded.graph()).check_weights();
+    let _ = Graph::new(folded.graph()).check_weights(&Default::default());
     for pairs in [false, true] {
         let grid = WeightGrid { pairs, ..WeightGrid::PLAIN };
         let Ok(quantized) = quantize_dynamic(&folded, grid, &HashSet::new()) else { continue };
