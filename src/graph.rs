@@ -1,11 +1,13 @@
 //! A read-only index of a graph, and the guards every edit asks.
 
 mod check;
+mod values;
 
 use std::sync::OnceLock;
 
-use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
+use foldhash::HashSet;
 
+use self::values::{Value, Values};
 use crate::composites;
 use crate::model::{Model, is_default_domain};
 use crate::onnx::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto};
@@ -17,13 +19,7 @@ pub type NodeId = usize;
 #[derive(Debug)]
 pub struct Graph<'m> {
     proto: &'m GraphProto,
-    producers: HashMap<&'m str, NodeId>,
-    consumers: HashMap<&'m str, Vec<NodeId>>,
-    initializers: HashMap<&'m str, &'m TensorProto>,
-    inputs: HashSet<&'m str>,
-    outputs: HashSet<&'m str>,
-    captured: HashSet<&'m str>,
-    values: HashMap<&'m str, &'m ValueInfoProto>,
+    values: Values<'m>,
     opset: Option<i64>,
     indivisible: OnceLock<HashSet<NodeId>>,
 }
@@ -31,35 +27,7 @@ pub struct Graph<'m> {
 impl<'m> Graph<'m> {
     /// Indexes `proto` in one walk.
     pub fn new(proto: &'m GraphProto) -> Self {
-        let mut producers = HashMap::with_capacity(proto.node.len());
-        let mut consumers: HashMap<&str, Vec<NodeId>> = HashMap::with_capacity(proto.node.len());
-        let mut captured = HashSet::new();
-        for (id, node) in proto.node.iter().enumerate() {
-            producers.extend(node.output.iter().filter(|o| !o.is_empty()).map(|o| (o.as_str(), id)));
-            for input in node.input.iter().filter(|i| !i.is_empty()) {
-                consumers.entry(input).or_default().push(id);
-            }
-            for body in node.attribute.iter().flat_map(subgraphs) {
-                capture(body, &mut captured);
-            }
-        }
-        let names = |values: &'m [ValueInfoProto]| values.iter().map(ValueInfoProto::name).collect();
-        Self {
-            proto,
-            producers,
-            consumers,
-            initializers: proto.initializer.iter().map(|t| (t.name(), t)).collect(),
-            inputs: names(&proto.input),
-            outputs: names(&proto.output),
-            captured,
-            values: [&proto.value_info, &proto.input, &proto.output]
-                .into_iter()
-                .flatten()
-                .map(|v| (v.name(), v))
-                .collect(),
-            opset: None,
-            indivisible: OnceLock::new(),
-        }
+        Self { proto, values: Values::of(proto), opset: None, indivisible: OnceLock::new() }
     }
 
     /// Indexes the main graph of `model`, knowing its operator set.
@@ -94,17 +62,18 @@ impl<'m> Graph<'m> {
 
     /// The node that makes `value`.
     pub fn producer(&self, value: &str) -> Option<NodeId> {
-        self.producers.get(value).copied()
+        self.values.get(value)?.producer
     }
 
     /// The nodes that read `value`, once for each input that does.
     pub fn consumers(&self, value: &str) -> &[NodeId] {
-        self.consumers.get(value).map_or(&[], Vec::as_slice)
+        self.values.get(value).map_or(&[], |value| self.values.readers(value))
     }
 
     /// The constant behind `value`: an initializer that a caller cannot override.
     pub fn constant(&self, value: &str) -> Option<&'m TensorProto> {
-        self.initializers.get(value).copied().filter(|_| !self.inputs.contains(value))
+        let value = self.values.get(value)?;
+        value.initializer.filter(|_| !value.is_input)
     }
 
     /// All constants, in the order of the file.
@@ -115,7 +84,7 @@ impl<'m> Graph<'m> {
 
     /// The initializer `value`, overridable or not.
     pub fn initializer(&self, value: &str) -> Option<&'m TensorProto> {
-        self.initializers.get(value).copied()
+        self.values.get(value)?.initializer
     }
 
     /// Names of the outputs, in the order of the file.
@@ -125,28 +94,29 @@ impl<'m> Graph<'m> {
 
     /// Whether `value` is an input of the graph.
     pub fn is_input(&self, value: &str) -> bool {
-        self.inputs.contains(value)
+        self.values.get(value).is_some_and(|value| value.is_input)
     }
 
     /// Whether `value` is an output of the graph.
     pub fn is_output(&self, value: &str) -> bool {
-        self.outputs.contains(value)
+        self.values.get(value).is_some_and(|value| value.is_output)
     }
 
     /// Whether a body of an `If`, `Loop` or `Scan` reads `value`.
     pub fn is_captured(&self, value: &str) -> bool {
-        self.captured.contains(value)
+        self.values.get(value).is_some_and(|value| value.is_captured)
     }
 
     /// Whether `value` is seen from outside the node list: by the caller or by a subgraph.
     pub fn is_observable(&self, value: &str) -> bool {
-        self.is_output(value) || self.is_captured(value)
+        self.values.get(value).is_some_and(Value::is_observable)
     }
 
     /// The one reader of `value`, if nothing else, inside or outside, sees it.
     pub fn sole_consumer(&self, value: &str) -> Option<NodeId> {
-        match self.consumers(value) {
-            &[one] if !self.is_observable(value) => Some(one),
+        let value = self.values.get(value)?;
+        match self.values.readers(value) {
+            &[one] if !value.is_observable() => Some(one),
             _ => None,
         }
     }
@@ -164,10 +134,9 @@ impl<'m> Graph<'m> {
     /// `name`, or `name` with something behind it if another value than `own` is called so.
     pub fn fresh(&self, name: &str, own: Option<&str>) -> String {
         let taken = |name: &str| {
-            let known = self.producers.contains_key(name)
-                || self.initializers.contains_key(name)
-                || self.inputs.contains(name)
-                || self.captured.contains(name);
+            let known = self.values.get(name).is_some_and(|value| {
+                value.producer.is_some() || value.initializer.is_some() || value.is_input || value.is_captured
+            });
             known && (own != Some(name) || self.consumers(name).len() > 1 || self.is_observable(name))
         };
         let mut fresh = name.to_owned();
@@ -179,10 +148,11 @@ impl<'m> Graph<'m> {
 
     /// Declared element type of `value`, as a number of `TensorProto.DataType`.
     pub fn element_type(&self, value: &str) -> Option<i32> {
-        if let Some(tensor) = self.initializer(value) {
+        let value = self.values.get(value)?;
+        if let Some(tensor) = value.initializer {
             return tensor.data_type;
         }
-        self.values.get(value)?.r#type.as_ref()?.tensor_type.as_ref()?.elem_type
+        value.described?.r#type.as_ref()?.tensor_type.as_ref()?.elem_type
     }
 
     /// Declared number of dimensions of `value`.
@@ -195,7 +165,8 @@ impl<'m> Graph<'m> {
 
     /// Declared dimensions of `value`, `None` for those that are not fixed.
     pub fn dimensions(&self, value: &str) -> Option<Vec<Option<usize>>> {
-        let shape = self.values.get(value)?.r#type.as_ref()?.tensor_type.as_ref()?.shape.as_ref()?;
+        let shape =
+            self.values.get(value)?.described?.r#type.as_ref()?.tensor_type.as_ref()?.shape.as_ref()?;
         let fixed = |d: &crate::onnx::TensorShapeDimension| d.dim_value.and_then(|v| usize::try_from(v).ok());
         Some(shape.dim.iter().map(fixed).collect())
     }

@@ -136,6 +136,10 @@ fn source(shunt: &mut HashMap<String, String>, value: &str) -> Option<String> {
 
 /// Drops initializers that nothing reads and descriptions of values that nothing makes.
 fn drop_unused(graph: &mut GraphProto) {
+    if graph.initializer.is_empty() && graph.value_info.is_empty() && graph.quantization_annotation.is_empty()
+    {
+        return;
+    }
     let index = Graph::new(graph);
     let made_or_read = |name: &str| index.producer(name).is_some() || !index.consumers(name).is_empty();
     let used = |name: &str| made_or_read(name) || index.is_observable(name) || index.is_input(name);

@@ -1,9 +1,10 @@
 //! What every stage takes for granted of a graph, checked once.
 
-use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
+use foldhash::{HashMap, HashMapExt, HashSet};
 
 use super::{Graph, NodeExt};
 use crate::error::{Error, Result};
+use crate::onnx::TensorProto;
 use crate::ops::OPS;
 use crate::tensor::{Parts, is_float};
 
@@ -30,26 +31,25 @@ impl Graph<'_> {
     /// [`Error::Model`], naming the node.
     pub fn check(&self) -> Result<()> {
         self.check_initializers()?;
-        let mut made = HashSet::new();
+        let mut made = vec![false; self.values.count()];
+        let (mut all_read, mut all_made) = (self.values.read(), self.values.made());
         for node in self.nodes() {
-            let early = |name: &&String| self.producer(name).is_some() && !made.contains(name.as_str());
-            if let Some(name) = node.input.iter().find(early) {
-                return Err(Error::Model(format!(
-                    "node '{}' reads '{name}' before it is made: the nodes form a cycle or are not sorted",
-                    node.label()
-                )));
+            for (name, value) in named(&node.input).zip(&mut all_read) {
+                if self.values.at(value).producer.is_some() && !made[value] {
+                    return Err(Error::Model(format!(
+                        "node '{}' reads '{name}' before it is made: the nodes form a cycle or are not sorted",
+                        node.label()
+                    )));
+                }
             }
-            let rewritten = OPS.iter().map(|op| op.op_type).chain(READ_BY_RULES.iter().copied());
-            let ours = rewritten.into_iter().any(|op_type| node.is(op_type));
             let complete = node.input_at(0).is_some() && node.output.first().is_some_and(|o| !o.is_empty());
-            if ours && !complete {
+            if !complete && rewritten().any(|op_type| node.is(op_type)) {
                 let message = format!("{} '{}' lacks an input or an output", node.op_type(), node.label());
                 return Err(Error::Model(message));
             }
-            for output in node.output.iter().filter(|output| !output.is_empty()) {
-                if !made.insert(output.as_str())
-                    || self.is_input(output)
-                    || self.initializer(output).is_some()
+            for (output, value) in named(&node.output).zip(&mut all_made) {
+                let known = self.values.at(value);
+                if std::mem::replace(&mut made[value], true) || known.is_input || known.initializer.is_some()
                 {
                     let message = format!("node '{}' makes '{output}', which exists already", node.label());
                     return Err(Error::Model(message));
@@ -71,19 +71,17 @@ impl Graph<'_> {
         Ok(())
     }
 
-    /// Checks that the weights of the operators that multiply or normalize are finite.
+    /// Checks that the weights of the operators that multiply or normalize are finite, except those that are known to be.
     ///
     /// # Errors
     /// [`Error::Tensor`], naming the first that is not, or whose data does not fill its shape.
-    pub fn check_weights(&self) -> Result<()> {
-        const PART: usize = 1 << 18;
+    pub fn check_weights(&self, known: &HashSet<&str>) -> Result<()> {
         const WEIGHTED: &[&str] = &["BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"];
         for node in self.nodes().iter().filter(|node| WEIGHTED.iter().any(|op_type| node.is(op_type))) {
-            let constants = node.input.iter().skip(1).filter_map(|name| self.constant(name));
+            let unknown = node.input.iter().skip(1).filter(|name| !known.contains(name.as_str()));
+            let constants = unknown.filter_map(|name| self.constant(name));
             for constant in constants.filter(|t| is_float(t)) {
-                let parts = Parts::of(constant)?;
-                let wild = parts.map(PART, |_, part| part.iter().copied().find(|v| !v.is_finite()));
-                if let Some(value) = wild.into_iter().flatten().next() {
+                if let Some(value) = wild(constant)? {
                     let reason = format!("weights of '{}' must be finite, but one is {value}", node.label());
                     return Err(Error::tensor(constant.name(), reason));
                 }
@@ -91,4 +89,28 @@ impl Graph<'_> {
         }
         Ok(())
     }
+}
+
+/// The names that stand for something.
+fn named(names: &[String]) -> impl Iterator<Item = &String> {
+    names.iter().filter(|name| !name.is_empty())
+}
+
+/// Operators whose first input and output are taken for granted.
+fn rewritten() -> impl Iterator<Item = &'static str> {
+    OPS.iter().map(|op| op.op_type).chain(READ_BY_RULES.iter().copied())
+}
+
+/// The first value of a tensor that is infinite or NaN.
+///
+/// # Errors
+/// [`Error::Tensor`] when its data does not fill its shape.
+fn wild(tensor: &TensorProto) -> Result<Option<f32>> {
+    const PART: usize = 1 << 18;
+    let found = Parts::of(tensor)?.map(PART, |_, part| {
+        // Without a branch for each value, the loop becomes vectors.
+        let any = part.iter().fold(false, |any, v| any | !v.is_finite());
+        if any { part.iter().copied().find(|v| !v.is_finite()) } else { None }
+    });
+    Ok(found.into_iter().flatten().next())
 }
