@@ -1,8 +1,9 @@
-"""The same input gives the same output, byte for byte, whatever the run and the number of threads."""
+"""The same input gives the same output, byte for byte, whatever the run, the threads and the processor."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import rustq
 from builders import random_feeds
+from rustq import demo
 from zoo import classifier, transformer
 
 DIGESTS = """
@@ -41,7 +44,7 @@ def test_runs_and_threads(make: object, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "m.onnx")
     np.savez(tmp_path / "feed.npz", **feed)
     outputs = set()
-    for threads, seed in (("1", "0"), ("2", "1"), ("7", "2")):
+    for threads, seed in (("1", "0"), ("2", "1"), ("4", "2"), ("7", "3")):
         done = subprocess.run(
             [sys.executable, "-c", DIGESTS, str(tmp_path / "m.onnx"), str(tmp_path / "feed.npz")],
             env={**os.environ, "RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": seed},
@@ -52,3 +55,43 @@ def test_runs_and_threads(make: object, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         outputs.add(done.stdout)
     assert len(outputs) == 1, outputs
+
+
+WITHOUT_DATA = """
+import hashlib, sys
+import rustq
+
+model, calibration = sys.argv[1:]
+seen = rustq.Calibration.load(calibration)
+ways = {
+    "dynamic": (None, {}),
+    "int4": (None, {"weights": "int4"}),
+    "mse": (seen, {"method": "mse"}),
+    "entropy": (seen, {"method": "entropy", "weights": "int4"}),
+}
+for name, (data, knobs) in ways.items():
+    result = rustq.quantize(model, data, config=rustq.QuantConfig(**knobs))
+    print(name, hashlib.sha256(result.to_bytes()).hexdigest())
+"""
+
+EMULATOR = shutil.which("qemu-x86_64")
+PROCESSORS = {"SSE4.2": "Nehalem", "AVX2": "Haswell"}
+"""By their widest vectors; QEMU emulates none with AVX-512."""
+
+
+@pytest.mark.skipif(EMULATOR is None, reason="needs qemu-user")
+def test_instruction_sets(tmp_path: Path) -> None:
+    """Of the demo's calibration, since ONNX Runtime's floats do depend on the processor."""
+    calibration = tmp_path / "demo.calibration"
+    rustq.calibrate(demo.model_path(), demo.calibration()).save(calibration)
+    command = [sys.executable, "-c", WITHOUT_DATA, str(demo.model_path()), str(calibration)]
+    outputs = {"this machine": _output(command)}
+    for name, processor in PROCESSORS.items():
+        outputs[name] = _output([str(EMULATOR), "-cpu", processor, *command])
+    assert len(set(outputs.values())) == 1, outputs
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
