@@ -223,7 +223,7 @@ pub fn tensor<T: Element>(name: &str, dims: &[usize], values: &[T]) -> TensorPro
     debug_assert_eq!(dims.iter().product::<usize>(), values.len());
     let mut raw = Vec::with_capacity(size_of_val(values));
     T::extend(&mut raw, values);
-    tensor_of_bytes(name, dims, T::DATA_TYPE, raw)
+    tensor_of_bytes(name, dims, T::DATA_TYPE, Memory::of(raw))
 }
 
 /// A tensor named `name` of shape `dims` and type `data_type`, with its content as little-endian bytes.

@@ -286,7 +286,12 @@ class Task:
         _check(config, runtime)
         model, data = _exported(model, data)
         source = core_of(model)
-        prepared, notes, given = _prepare(source)
+        # Where nothing is run, weights are checked when they are quantized: large ones are read once.
+        codes = runtime.name == "onnxruntime" and not config.weights.startswith("float")
+        checked_later = data is None and codes
+        prepared, notes, given = _prepare(source, check=not checked_later)
+        if given is not None and checked_later:
+            prepared.check_weights()
         if given is not None and not config.weights.startswith("float"):
             task = cls(source, prepared, None, runtime, scheme, config, tuple(notes), given=given)
             return task._filled_in(data, progress, executor)
@@ -491,15 +496,20 @@ def prepared(model: Model) -> _rustq.Model:
 
 
 def _prepare(
-    source: _rustq.Model,
+    source: _rustq.Model, *, check: bool = True
 ) -> tuple[_rustq.Model, list[str], _rustq.Given | None]:
     """The model folded and in an operator set that can express int8 per channel, notes, and the
-    parameters of the QuantizeLinear/DequantizeLinear pairs that it came with."""
+    parameters of the QuantizeLinear/DequantizeLinear pairs that it came with.
+
+    Raises:
+        ModelError: it is not valid, or its weights are not finite and `check` is true.
+    """
     notes = []
     if source.undeclared_bytes:
         notes.append(_undeclared(source))
     simple = folded(inlined(source))._core
-    simple.check_weights()
+    if check:
+        simple.check_weights()
     ready, reason = at_least(simple, _rustq.MINIMUM_OPSET)
     if reason:
         notes.append(reason)

@@ -152,13 +152,24 @@ pub fn raise_abs_max(maxima: &mut [f32], x: &[f32]) {
     portable::raise_abs_max(maxima, x);
 }
 
-/// Raises each maximum to the magnitude of the sum of its elements in `a` and `b`.
+/// [`raise_abs_max`] of `sizes` by two rows and of `sums` by their sum, and the [`sum_of_squares`] of both, in one pass.
 ///
 /// # Panics
 /// If the slices differ in length.
 #[multiversion(targets("x86_64+avx2"))]
-pub fn raise_abs_max_of_sums(maxima: &mut [f32], a: &[f32], b: &[f32]) {
-    portable::raise_abs_max_of_sums(maxima, a, b);
+pub fn raise_extents(sizes: &mut [f32], sums: &mut [f32], even: &[f32], odd: &[f32]) -> f64 {
+    portable::raise_extents(sizes, sums, even, odd)
+}
+
+/// [`quantization_error`] on several grids around 0, each with a scale and the least and largest integer.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn errors_on_grids<const N: usize>(
+    x: &[f32],
+    scale: &[f32; N],
+    least: &[f32; N],
+    most: &[f32; N],
+) -> [f64; N] {
+    portable::errors_on_grids(x, scale, least, most)
 }
 
 /// Sum of the squares, in f64.

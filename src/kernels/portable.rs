@@ -263,15 +263,6 @@ pub(super) fn raise_abs_max(maxima: &mut [f32], x: &[f32]) {
     }
 }
 
-/// Raises each maximum to the magnitude of the sum of its two elements.
-#[inline(always)]
-pub(super) fn raise_abs_max_of_sums(maxima: &mut [f32], a: &[f32], b: &[f32]) {
-    assert!(a.len() == maxima.len() && b.len() == maxima.len());
-    for ((max, &a), &b) in maxima.iter_mut().zip(a).zip(b) {
-        *max = larger((a + b).abs(), *max);
-    }
-}
-
 #[inline(always)]
 pub(super) fn sum_of_squares(x: &[f32]) -> f64 {
     let (chunks, tail) = x.as_chunks::<LANES>();
@@ -283,6 +274,50 @@ pub(super) fn sum_of_squares(x: &[f32]) -> f64 {
         }
     }
     sums.into_iter().chain(tail.iter().map(|&v| square(v))).sum()
+}
+
+#[inline(always)]
+pub(super) fn raise_extents(sizes: &mut [f32], sums: &mut [f32], even: &[f32], odd: &[f32]) -> f64 {
+    let count = sizes.len();
+    assert!(sums.len() == count && even.len() == count && odd.len() == count);
+    let (sizes, size_tail) = sizes.as_chunks_mut::<LANES>();
+    let (sums, sum_tail) = sums.as_chunks_mut::<LANES>();
+    let ((even, even_tail), (odd, odd_tail)) = (even.as_chunks::<LANES>(), odd.as_chunks::<LANES>());
+    let mut squares = [0.0; LANES];
+    for (((sizes, sums), even), odd) in sizes.iter_mut().zip(sums).zip(even).zip(odd) {
+        for i in 0..LANES {
+            let (a, b) = (even[i], odd[i]);
+            sizes[i] = larger(b.abs(), larger(a.abs(), sizes[i]));
+            sums[i] = larger((a + b).abs(), sums[i]);
+            let (a, b) = (f64::from(a), f64::from(b));
+            squares[i] += a * a + b * b;
+        }
+    }
+    let rest = size_tail.iter_mut().zip(sum_tail).zip(even_tail).zip(odd_tail);
+    for (((size, sum), &a), &b) in rest {
+        *size = larger(b.abs(), larger(a.abs(), *size));
+        *sum = larger((a + b).abs(), *sum);
+        squares[0] += f64::from(a) * f64::from(a) + f64::from(b) * f64::from(b);
+    }
+    squares.into_iter().sum()
+}
+
+#[inline(always)]
+pub(super) fn errors_on_grids<const N: usize>(
+    x: &[f32],
+    scale: &[f32; N],
+    least: &[f32; N],
+    most: &[f32; N],
+) -> [f64; N] {
+    let mut sums = [0.0; N];
+    for &v in x {
+        for i in 0..N {
+            let clamped = smaller(larger(v / scale[i], least[i]), most[i]);
+            let error = f64::from(((clamped + ROUNDER) - ROUNDER) * scale[i]) - f64::from(v);
+            sums[i] += error * error;
+        }
+    }
+    sums
 }
 
 #[inline(always)]

@@ -104,7 +104,7 @@ impl PyModel {
 
     /// Fails when weights are not finite, naming them.
     fn check_weights(&self, py: Python<'_>) -> PyResult<()> {
-        run(py, || Graph::new(self.0.graph()).check_weights())
+        run(py, || Graph::new(self.0.graph()).check_weights(&Default::default()))
     }
 
     /// Names of the values that calibration has to observe.

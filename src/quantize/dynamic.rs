@@ -21,25 +21,30 @@ use crate::tensor::{self, DataType, tensor, tensor_of_bytes};
 /// Quantizes the weights of a folded model and lets its activations be quantized at run time.
 ///
 /// # Errors
-/// As [`super::quantize_static`].
+/// As [`super::quantize_static`]. Weights that stay float are checked, too: nobody needs to read them all in advance.
 pub fn quantize_dynamic(model: &Model, grid: WeightGrid, exclude: &HashSet<String>) -> Result<Quantized> {
     if let Some(reason) = too_old(model) {
+        Graph::new(model.graph()).check_weights(&Default::default())?;
         return Ok(super::left_float(model, &reason));
     }
     let graph = Graph::new(model.graph());
     let mut writer =
         Writer { graph: &graph, patch: Patch::default(), names: Names::new(&graph), inputs: HashMap::new() };
-    let mut layers = Vec::new();
+    let (mut layers, mut read) = (Vec::new(), foldhash::HashSet::default());
     for id in 0..graph.nodes().len() {
         let Some(verdict) = verdict(&graph, id, exclude) else { continue };
         let weight_sqnr_db = match &verdict {
-            Ok(()) => Some(writer.product(id, grid)?),
+            Ok(()) => {
+                read.insert(graph.node(id).input[1].as_str());
+                Some(writer.product(id, grid)?)
+            }
             Err(_) => None,
         };
         let quantized = verdict.is_ok();
         let layer = LayerRecord::unquantized(&graph, id, verdict.err().unwrap_or_default());
         layers.push((id, LayerRecord { quantized, weight_sqnr_db, ..layer }));
     }
+    graph.check_weights(&read)?;
     layers.extend(super::embeddings(
         &graph,
         (exclude, &Given::default()),

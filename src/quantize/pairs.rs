@@ -42,11 +42,22 @@ impl Pairs {
     pub fn largest_sums(&self, values: &[f32]) -> Vec<f32> {
         match *self {
             Self::None => Vec::new(),
-            Self::Columns(count) => of_columns(values, count),
+            Self::Columns(count) => of_columns(values, count).1,
             Self::Rows { depth, window } => values
                 .chunks_exact(depth.saturating_mul(window))
                 .map(|row| of_row(row, depth, window))
                 .collect(),
+        }
+    }
+}
+
+impl Pairs {
+    /// Where the channels are columns of a matrix, `inner` being 1: of some rows, an even number of them or the last, the largest
+    /// magnitude in each column, that of the sum of a pair, and the sum of the squares.
+    pub fn extents_of_columns(&self, values: &[f32], inner: usize) -> Option<(Vec<f32>, Vec<f32>, f64)> {
+        match *self {
+            Self::Columns(count) if count > 0 && inner == 1 => Some(of_columns(values, count)),
+            _ => None,
         }
     }
 }
@@ -73,14 +84,19 @@ fn depthwise(node: &NodeProto, dims: &[usize]) -> bool {
     node.is("Conv") && dims[1] == 1 && node.int("group", 1) == dims[0] as i64
 }
 
-/// Of a matrix whose columns are the channels.
-fn of_columns(values: &[f32], count: usize) -> Vec<f32> {
-    let mut largest = vec![0.0; count];
-    for pair in values.chunks_exact(2 * count.max(1)) {
+/// Of a matrix whose columns are the channels: sizes, sums of pairs, and the sum of the squares.
+fn of_columns(values: &[f32], count: usize) -> (Vec<f32>, Vec<f32>, f64) {
+    let (mut sizes, mut sums, mut squares) = (vec![0.0; count], vec![0.0; count], 0.0);
+    let mut pairs = values.chunks_exact(2 * count.max(1));
+    for pair in &mut pairs {
         let (even, odd) = pair.split_at(count);
-        kernels::raise_abs_max_of_sums(&mut largest, even, odd);
+        squares += kernels::raise_extents(&mut sizes, &mut sums, even, odd);
     }
-    largest
+    for row in pairs.remainder().chunks_exact(count.max(1)) {
+        kernels::raise_abs_max(&mut sizes, row);
+        squares += kernels::sum_of_squares(row);
+    }
+    (sizes, sums, squares)
 }
 
 /// Of one output channel: `depth` input channels, each with the `window` positions of the kernel.

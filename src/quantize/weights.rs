@@ -557,6 +557,9 @@ impl Channels {
 
     fn extent(&self, values: &Parts, pairs: &Pairs) -> Extent {
         let found = values.map(self.part(), |start, rows| {
+            if let Some((sizes, sums, squares)) = pairs.extents_of_columns(rows, self.inner) {
+                return (0, sizes, sums, squares);
+            }
             let sizes = self.abs_max(rows);
             (self.first(start), sizes, pairs.largest_sums(rows), kernels::sum_of_squares(rows))
         });

@@ -39,6 +39,16 @@ impl Memory {
         }
     }
 
+    /// Memory with this content.
+    pub fn of(content: Vec<u8>) -> Bytes {
+        if content.len() < HUGE {
+            return content.into();
+        }
+        let mut memory = Self::zeroed(content.len());
+        memory.as_mut().copy_from_slice(&content);
+        memory.into()
+    }
+
     pub fn as_mut(&mut self) -> &mut [u8] {
         match self {
             Self::Small(bytes) => bytes,

@@ -80,6 +80,9 @@ impl<'t> Parts<'t> {
         let starts = (0..self.length).into_par_iter().step_by(size.max(1));
         let parts = starts.map(|start| {
             let range = start..self.length.min(start + size);
+            if let Source::Bytes(bytes) = &self.source {
+                mapped::fetch(bytes[range.clone()].as_flattened());
+            }
             let answer = of(start, &self.part(range.clone()));
             if let Source::Bytes(bytes) = &self.source {
                 mapped::release(bytes[range].as_flattened());

@@ -1,5 +1,7 @@
 //! The scale of each channel, or of each block of its inputs, and the level of each weight.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::codecs::{Codec, Fit};
@@ -9,6 +11,15 @@ use crate::tensor::Parts;
 /// Steps of the search for a scale, and the smallest part of the whole range that is tried.
 const STEPS: usize = 24;
 const NARROWEST: f32 = 0.4;
+
+/// Channels that are read together: where they are columns, these stand in a line of memory of each row.
+pub(super) const GROUP: usize = 32;
+
+/// Rows that are read together, so that what is written of a channel fills a part of a line.
+const ROWS: usize = 8;
+
+/// Values that are read at a time.
+const PART: usize = 1 << 18;
 
 /// Weights as levels.
 #[derive(Debug)]
@@ -47,14 +58,66 @@ impl Layout {
         Self { outer: count(&dims[..axis]), channels: dims[axis], inner: count(&dims[axis + 1..]) }
     }
 
+    /// The channels, as many at a time as are read together.
+    pub fn groups(&self) -> impl IndexedParallelIterator<Item = Range<usize>> {
+        let channels = self.channels;
+        (0..channels).into_par_iter().step_by(GROUP).map(move |first| first..channels.min(first + GROUP))
+    }
+
     /// Inputs of a channel.
     pub fn depth(&self) -> usize {
         self.outer * self.inner
     }
 
+    /// The values of these channels of a tensor, all inputs of one before those of the next.
+    pub fn channels<T: Copy + Default>(&self, all: &[T], channels: Range<usize>) -> Vec<T> {
+        let (depth, inner) = (self.depth(), self.inner);
+        let mut gathered = vec![T::default(); channels.len() * depth];
+        for rows in self.rows() {
+            for (c, gathered) in gathered.chunks_exact_mut(depth.max(1)).enumerate() {
+                for row in rows.clone() {
+                    let (from, to) = ((row * self.channels + channels.start + c) * inner, row * inner);
+                    if inner == 1 {
+                        gathered[to] = all[from];
+                    } else {
+                        gathered[to..to + inner].copy_from_slice(&all[from..from + inner]);
+                    }
+                }
+            }
+        }
+        gathered
+    }
+
     /// Position in the tensor of input `k` of `channel`.
     pub fn place(&self, channel: usize, k: usize) -> usize {
         (k / self.inner * self.channels + channel) * self.inner + k % self.inner
+    }
+
+    /// The levels of the channels, in the order of the tensor.
+    fn tensor(&self, channels: &[Channel]) -> Vec<i8> {
+        let inner = self.inner;
+        let width = self.channels * inner;
+        let mut levels = vec![0; self.outer * width];
+        levels.par_chunks_mut((ROWS * width).max(1)).enumerate().for_each(|(part, levels)| {
+            let first = part * ROWS * inner;
+            for (c, channel) in channels.iter().enumerate() {
+                for row in 0..levels.len() / width {
+                    let (from, to) = (first + row * inner, row * width + c * inner);
+                    if inner == 1 {
+                        levels[to] = channel.values[from];
+                    } else {
+                        levels[to..to + inner].copy_from_slice(&channel.values[from..from + inner]);
+                    }
+                }
+            }
+        });
+        levels
+    }
+
+    /// The rows of a tensor, as many at a time as stay in the first cache.
+    fn rows(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let outer = self.outer;
+        (0..outer).step_by(ROWS).map(move |first| first..outer.min(first + ROWS))
     }
 
     /// Channel, and input of it, at a position in the tensor.
@@ -76,17 +139,17 @@ impl Encoded {
         let depth = layout.depth();
         let block = block.unwrap_or(depth).clamp(1, depth.max(1));
         let ruler = Ruler::new(codec);
-        let channels: Vec<Channel> = (0..layout.channels)
-            .into_par_iter()
-            .map(|c| {
-                let weights: Vec<f32> = (0..depth).map(|k| all[layout.place(c, k)]).collect();
-                Channel::new(&ruler, &weights, block)
+        let groups: Vec<Vec<Channel>> = layout
+            .groups()
+            .map(|group| {
+                let weights = layout.channels(&all, group.clone());
+                let channel = |c: usize| Channel::new(&ruler, &weights[c * depth..][..depth], block);
+                (0..group.len()).map(channel).collect()
             })
             .collect();
-        let mut levels = vec![0; all.len()];
-        for (c, channel) in channels.iter().enumerate() {
-            channel.values.iter().enumerate().for_each(|(k, &level)| levels[layout.place(c, k)] = level);
-        }
+        let channels: Vec<Channel> = groups.into_iter().flatten().collect();
+        let levels = layout.tensor(&channels);
+        let power = values.map(PART, |_, part| kernels::sum_of_squares(part)).into_iter().sum();
         let zero = channels.iter().flat_map(|channel| channel.zero.iter().copied());
         Self {
             codec,
@@ -97,7 +160,7 @@ impl Encoded {
             values: levels,
             scale: channels.iter().flat_map(|channel| channel.scale.iter().copied()).collect(),
             zero: if codec.has_zero_point() { zero.collect() } else { Vec::new() },
-            power: kernels::sum_of_squares(&all),
+            power,
             noise: channels.iter().map(|channel| channel.noise).sum(),
         }
     }
@@ -138,7 +201,17 @@ impl Encoded {
 
     /// The codes, in the order of the tensor.
     pub fn packed(&self) -> Vec<u8> {
-        self.codec.pack((0..self.values.len()).map(|place| self.level(place)))
+        /// Whole bytes of any format.
+        const MANY: usize = 1 << 16;
+        let level = |place: usize| match self.zero.is_empty() {
+            true => self.values[place],
+            false => self.level(place),
+        };
+        let count = self.values.len();
+        let starts = (0..count).into_par_iter().step_by(MANY);
+        let parts: Vec<Vec<u8>> =
+            starts.map(|start| self.codec.pack((start..count.min(start + MANY)).map(level))).collect();
+        parts.concat()
     }
 }
 
@@ -154,8 +227,8 @@ impl Channel {
     fn new(ruler: &Ruler, weights: &[f32], block: usize) -> Self {
         let mut channel = Self { values: vec![0; weights.len()], scale: vec![], zero: vec![], noise: 0.0 };
         for (weights, values) in weights.chunks(block).zip(channel.values.chunks_mut(block)) {
-            let grid = ruler.fit(weights);
-            channel.noise += ruler.round(weights, grid, values);
+            let (grid, error) = ruler.fit(weights);
+            channel.noise += ruler.round(weights, grid, error, values);
             channel.scale.push(grid.scale);
             channel.zero.push(grid.zero);
         }
@@ -192,13 +265,14 @@ impl Ruler {
         matches!(self.codec.fit, Fit::AbsMax | Fit::Symmetric | Fit::Asymmetric)
     }
 
-    /// The nearest levels less the zero point; returns the sum of the squared errors.
-    fn round(&self, weights: &[f32], grid: Grid, out: &mut [i8]) -> f64 {
+    /// The nearest levels less the zero point; returns the sum of the squared errors, which may be known.
+    fn round(&self, weights: &[f32], grid: Grid, error: Option<f64>, out: &mut [i8]) -> f64 {
         let (zero, (lowest, highest)) = (i32::from(grid.zero), self.ends());
         if self.is_uniform() {
             let (lowest, highest) = (lowest - zero, highest - zero);
             kernels::quantize_clamped(weights, grid.scale, 0, lowest, highest, out);
-            return kernels::quantization_error(weights, grid.scale, 0, lowest, highest);
+            let exact = || kernels::quantization_error(weights, grid.scale, 0, lowest, highest);
+            return error.unwrap_or_else(exact);
         }
         let mut noise = 0.0;
         for (out, &w) in out.iter_mut().zip(weights) {
@@ -213,47 +287,54 @@ impl Ruler {
         self.levels[below]
     }
 
-    fn error(&self, weights: &[f32], grid: Grid) -> f64 {
+    /// The sums of the squared errors on these grids.
+    fn errors(&self, weights: &[f32], grids: &[Grid; STEPS]) -> [f64; STEPS] {
         if self.is_uniform() {
             let (lowest, highest) = self.ends();
-            let zero = i32::from(grid.zero);
-            return kernels::quantization_error(weights, grid.scale, 0, lowest - zero, highest - zero);
+            let (mut scale, mut least, mut most) = ([0.0; STEPS], [0.0; STEPS], [0.0; STEPS]);
+            for (i, grid) in grids.iter().enumerate() {
+                let zero = i32::from(grid.zero);
+                (scale[i], least[i], most[i]) = (grid.scale, (lowest - zero) as f32, (highest - zero) as f32);
+            }
+            return kernels::errors_on_grids(weights, &scale, &least, &most);
         }
-        let error = |&w: &f32| f64::from(f32::from(self.nearest(w, grid.scale)) * grid.scale - w).powi(2);
-        weights.iter().map(error).sum()
+        grids.map(|grid| {
+            let error = |&w: &f32| f64::from(f32::from(self.nearest(w, grid.scale)) * grid.scale - w).powi(2);
+            weights.iter().map(error).sum()
+        })
     }
 
-    /// The scale of some weights.
-    fn fit(&self, weights: &[f32]) -> Grid {
+    /// The scale of some weights, and the sum of the squared errors if it is known.
+    fn fit(&self, weights: &[f32]) -> (Grid, Option<f64>) {
         let largest = kernels::abs_max(weights);
         let top = self.ends().1 as f32;
         let symmetric = |limit: f32| Grid { scale: (limit / top).max(f32::MIN_POSITIVE), zero: 0 };
-        let parts = (0..STEPS).map(|i| 1.0 - (1.0 - NARROWEST) * i as f32 / STEPS as f32);
+        let part = |i: usize| 1.0 - (1.0 - NARROWEST) * i as f32 / STEPS as f32;
         match self.codec.fit {
             Fit::MeanMagnitude => {
                 let sum: f64 = weights.iter().map(|&w| f64::from(w.abs())).sum();
-                Grid { scale: (sum / weights.len().max(1) as f64) as f32, zero: 0 }
+                (Grid { scale: (sum / weights.len().max(1) as f64) as f32, zero: 0 }, None)
             }
-            _ if largest == 0.0 => Grid { scale: 1.0, zero: 0 },
-            Fit::AbsMax => symmetric(largest),
-            Fit::Symmetric => self.best(weights, parts.map(|part| symmetric(part * largest))),
+            _ if largest == 0.0 => (Grid { scale: 1.0, zero: 0 }, None),
+            Fit::AbsMax => (symmetric(largest), None),
+            Fit::Symmetric => self.best(weights, |i| symmetric(part(i) * largest)),
             Fit::Asymmetric => {
                 let (min, max) = kernels::min_max(weights).unwrap_or((0.0, 0.0));
                 let (min, max) = (min.min(0.0), max.max(0.0));
-                self.best(weights, parts.map(|part| asymmetric(part * min, part * max, top)))
+                self.best(weights, |i| asymmetric(part(i) * min, part(i) * max, top))
             }
             Fit::Octave => {
-                let steps = (0..STEPS).map(|i| (0.5 - 1.5 * i as f32 / STEPS as f32).exp2());
-                self.best(weights, steps.map(|part| symmetric(part * largest)))
+                self.best(weights, |i| symmetric((0.5 - 1.5 * i as f32 / STEPS as f32).exp2() * largest))
             }
         }
     }
 
     /// The one of the least squared error, the first of those with the same.
-    fn best(&self, weights: &[f32], grids: impl Iterator<Item = Grid>) -> Grid {
-        let errors = grids.map(|grid| (self.error(weights, grid), grid));
-        let least = errors.reduce(|best, next| if next.0 < best.0 { next } else { best });
-        least.map_or(Grid { scale: 1.0, zero: 0 }, |(_, grid)| grid)
+    fn best(&self, weights: &[f32], grid: impl Fn(usize) -> Grid) -> (Grid, Option<f64>) {
+        let grids: [Grid; STEPS] = std::array::from_fn(grid);
+        let errors = self.errors(weights, &grids);
+        let best = (1..STEPS).fold(0, |best, i| if errors[i] < errors[best] { i } else { best });
+        (grids[best], Some(errors[best]))
     }
 }
 
@@ -307,7 +388,9 @@ mod tests {
                 true => asymmetric(-3.375, 6.4, top),
                 false => Grid { scale: kernels::abs_max(&heavy) / top, zero: 0 },
             };
-            assert!(ruler.error(&heavy, ruler.fit(&heavy)) < ruler.error(&heavy, plain), "{}", codec.name);
+            let [least, whole] =
+                [ruler.fit(&heavy).0, plain].map(|grid| ruler.errors(&heavy, &[grid; STEPS])[0]);
+            assert!(least < whole, "{}", codec.name);
         }
     }
 

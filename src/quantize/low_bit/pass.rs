@@ -60,11 +60,12 @@ pub fn quantize_weights(
     settings: &Settings,
 ) -> Result<Quantized> {
     if let Some(reason) = too_old(model) {
+        Graph::new(model.graph()).check_weights(&Default::default())?;
         return Ok(left_float(model, &reason));
     }
     let graph = Graph::new(model.graph());
     let mut writer = Writer::new(&graph);
-    let (mut layers, mut effects) = (Vec::new(), Vec::new());
+    let (mut layers, mut effects, mut read) = (Vec::new(), Vec::new(), foldhash::HashSet::default());
     for id in 0..graph.nodes().len() {
         let Some(verdict) = verdict(&graph, id, &settings.exclude) else { continue };
         let verdict = verdict.and_then(|()| settings.runtime.takes(&graph, id));
@@ -74,6 +75,7 @@ pub fn quantize_weights(
                 let moments = inputs.and_then(|inputs| inputs.of(&graph.node(id).output[0]));
                 let correction = moments.map(|moments| (moments, settings.corrections));
                 let format = settings.runtime.fitted(settings.format, depth(&graph, id)?);
+                read.insert(graph.node(id).input[1].as_str());
                 let taken = take(&mut writer, &graph, id, format, correction)?;
                 effects.extend(taken.effect);
                 taken.marked(record)
@@ -82,6 +84,7 @@ pub fn quantize_weights(
         };
         layers.push((id, record));
     }
+    graph.check_weights(&read)?;
     let Writer { mut patch, mut names, .. } = writer;
     if settings.runtime.embeddings {
         layers.extend(super::super::embeddings(

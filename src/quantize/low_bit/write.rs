@@ -6,12 +6,14 @@
 //! | `DequantizeLinear` | the operator itself, of opset 21 where a code has four bits | formats with an ONNX type; what other tools know |
 //! | `MatMulNBits` | ONNX Runtime's kernel, while it multiplies | products by blocks of four-bit codes |
 
-use super::encode::Encoded;
+use rayon::prelude::*;
+
+use super::encode::{Encoded, GROUP};
 use crate::graph::NodeExt;
 use crate::onnx::{NodeProto, TensorProto};
 use crate::patch::{cast_to, int_attribute, node};
 use crate::quantize::writer::Writer;
-use crate::tensor::{DataType, tensor, tensor_of_bytes};
+use crate::tensor::{DataType, Memory, tensor, tensor_of_bytes};
 
 /// Inputs of a block that `MatMulNBits` takes.
 const LEAST_BLOCK: usize = 16;
@@ -47,7 +49,7 @@ impl Writer<'_, '_> {
     /// The levels less their zero points as int8, by look-up; the nodes that make them go to `nodes`.
     pub fn levels(&mut self, base: &str, encoded: &Encoded, nodes: &mut Vec<NodeProto>) -> String {
         if encoded.codec.bits == 8 {
-            let content = bytemuck::cast_slice(&encoded.values).to_vec();
+            let content = Memory::of(bytemuck::cast_slice(&encoded.values).to_vec());
             return self.constant(&format!("{base}_quantized"), || {
                 tensor_of_bytes("", &encoded.dims, DataType::Int8, content)
             });
@@ -98,7 +100,9 @@ impl Writer<'_, '_> {
         let each = 8 / codec.bits;
         let filled = packed.len() * each;
         let count = encoded.values.len();
-        let packed = self.constant(&format!("{base}_codes"), || tensor("", &[packed.len()], &packed));
+        let packed = self.constant(&format!("{base}_codes"), || {
+            tensor_of_bytes("", &[packed.len()], DataType::Uint8, Memory::of(packed))
+        });
         let table =
             self.constant(&format!("{}_levels", codec.name), || tensor("", &[256, each], &codec.pages()));
         let [indices, pages, levels] =
@@ -135,7 +139,7 @@ impl Writer<'_, '_> {
             false => (vec![encoded.layout.channels], encoded.scale.clone()),
         };
         let codes = self.constant(&format!("{base}_quantized"), || {
-            tensor_of_bytes("", &encoded.dims, data_type, encoded.packed())
+            tensor_of_bytes("", &encoded.dims, data_type, Memory::of(encoded.packed()))
         });
         let scale = self.constant(&format!("{base}_scale"), || tensor("", &dims, &scale));
         let output = self.dequantized(base);
@@ -208,16 +212,25 @@ const INT8_ACTIVATIONS: usize = 4;
 /// Codes in the order that `MatMulNBits` reads: channels, blocks, inputs. They are unsigned there: 8 stands for 0 where there
 /// is no zero point, and a block that is not full ends in what stands for 0.
 fn blocked_codes(encoded: &Encoded) -> TensorProto {
-    let (channels, depth) = (encoded.layout.channels, encoded.layout.depth());
+    let (layout, channels, depth) = (encoded.layout, encoded.layout.channels, encoded.layout.depth());
     let (blocks, block) = (encoded.blocks(), encoded.block);
     let shift = if encoded.zero.is_empty() { 8 } else { 0 };
-    let code = |channel: usize, k: usize| -> u8 {
-        let value = if k < depth { encoded.values[encoded.layout.place(channel, k)] } else { 0 };
-        (value + encoded.zero_of(encoded.part(channel, k)) + shift) as u8
-    };
-    let pairs = |channel: usize| {
-        (0..blocks * block).step_by(2).map(move |k| code(channel, k) | code(channel, k + 1) << 4)
-    };
-    let bytes: Vec<u8> = (0..channels).flat_map(pairs).collect();
-    tensor("", &[channels, blocks, block / 2], &bytes)
+    let row = blocks * block / 2;
+    let mut codes = Memory::zeroed(channels * row);
+    let rows = codes.as_mut().par_chunks_mut((GROUP * row).max(1));
+    rows.zip(layout.groups()).for_each(|(rows, group)| {
+        let values = layout.channels(&encoded.values, group.clone());
+        for (c, (row, channel)) in rows.chunks_exact_mut(row.max(1)).zip(group).enumerate() {
+            let values = &values[c * depth..][..depth];
+            for (b, row) in row.chunks_exact_mut(block / 2).enumerate() {
+                let zero = encoded.zero_of(channel * blocks + b) + shift;
+                let values = &values[b * block..depth.min((b + 1) * block)];
+                let code = |k: usize| (values.get(k).copied().unwrap_or(0) + zero) as u8;
+                for (pair, byte) in row.iter_mut().enumerate() {
+                    *byte = code(2 * pair) | code(2 * pair + 1) << 4;
+                }
+            }
+        }
+    });
+    tensor_of_bytes("", &[channels, blocks, block / 2], DataType::Uint8, codes)
 }
