@@ -2,9 +2,9 @@
 
     python benches/round_trip.py [CASE ...]
 
-Each is loaded from its file and from bytes, written, and compared byte for byte with the file; where
-a file is not in the order that protobuf's own writer has, message for message. Its data are then
-moved into a file beside it and back. Exit status 1 if anything differs.
+Each is loaded from its file and from bytes, written, and compared with the file: its bytes, which
+may differ where the file has another order than that of protobuf, and its message. Its data are
+then moved into a file beside it and back. Exit status 1 if a message or those data differ.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from zoo import CASES, load
 
 
 def comparison(path: Path) -> list[str]:
-    """What is the same of a model after a round trip: as bytes, as a message, with external data."""
+    """Of a model after a round trip: its bytes, and what is the same."""
     content = path.read_bytes()
     model = rustq.load(path)
     written = model.to_bytes()

@@ -34,7 +34,9 @@ def node(op_type: str, inputs: Iterable[str], output: str, name: str = "") -> by
 
 
 def model(nodes: Iterable[bytes], output: str, initializers: Iterable[TensorProto] = ()) -> bytes:
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in ("x0", output)]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in ("x0", output)
+    ]
     graph = helper.make_graph([], "g", ends[:1], ends[1:], list(initializers))
     rest = onnx.ModelProto(ir_version=8, opset_import=[helper.make_opsetid("", 17)])
     content = b"".join(nodes) + graph.SerializeToString()
@@ -48,7 +50,9 @@ def chain(op_type: str, count: int, *more: str) -> list[bytes]:
 
 def cycle() -> bytes:
     first = node("Relu", ["end"], "x1")
-    return model([first, *chain("Relu", MANY)[1:], node("Relu", [f"x{MANY}"], "end", "last")], "end")
+    return model(
+        [first, *chain("Relu", MANY)[1:], node("Relu", [f"x{MANY}"], "end", "last")], "end"
+    )
 
 
 def made_twice() -> bytes:

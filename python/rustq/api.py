@@ -286,7 +286,8 @@ class Task:
         _check(config, runtime)
         model, data = _exported(model, data)
         source = core_of(model)
-        # Where nothing is run, weights are checked when they are quantized: large ones are read once.
+        # Where nothing is run, weights are checked when they are quantized: large ones are read
+        # once less.
         codes = runtime.name == "onnxruntime" and not config.weights.startswith("float")
         checked_later = data is None and codes
         prepared, notes, given = _prepare(source, check=not checked_later)
