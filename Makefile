@@ -85,7 +85,7 @@ audit: $(PY) ## look the locked crates up in the RustSec advisory database (fetc
 	$(BIN)/cargo-audit audit --deny warnings --file fuzz/Cargo.lock
 
 exhaustive: $(INSTALLED) $(TOOLS) ## compare the kernels with their definition and ONNX Runtime on all 2^32 floats (minutes)
-	cargo test --locked --profile develop --lib kernels -- --ignored
+	cargo test --locked --profile develop --lib kernels -- --ignored --nocapture
 	$(PY) tests/exhaustive.py
 
 # Debian: apt install gcc-aarch64-linux-gnu qemu-user rustc-web, and libstd-rust-web-dev:arm64 after

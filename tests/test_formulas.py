@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -160,12 +161,76 @@ def test_array_layouts(kind: str, x: Array) -> None:
         np.testing.assert_array_equal(found, oracle(plain, scale[:, None], 0, "int8"))
 
 
-def test_integers_in_any_layout() -> None:
-    q = np.arange(-12, 12, dtype=np.int8).reshape(4, 6)
-    for layout in (np.asfortranarray(q), q.T, q[::2, ::-1]):
-        np.testing.assert_array_equal(
-            kernels.dequantize(layout, 0.5, 1), (layout - np.float32(1)) / 2
-        )
+def outcome(kernel: Callable[[Array], Any], x: Array) -> list[Any]:
+    """Dtypes, shapes and values of what a kernel gives, or its error."""
+    try:
+        found = kernel(x)
+    except ValueError as error:
+        return [str(error)]
+    parts = [np.asarray(part) for part in (found if isinstance(found, tuple) else (found,))]
+    return [(part.dtype, part.shape, part.tolist()) for part in parts]
+
+
+def along(kernel: Callable[..., Any], x: Array) -> Any:
+    """With a scale for each place of the last axis, or for all."""
+    scale = np.linspace(0.1, 1, x.shape[-1], dtype=np.float32) if x.ndim else 0.1
+    return kernel(x, scale, axis=-1 if x.ndim else None)
+
+
+REALS = {
+    "quantize": lambda x: kernels.quantize(x, 0.5, 3),
+    "quantize along": lambda x: along(kernels.quantize, x),
+    "fake_quantize": lambda x: kernels.fake_quantize(x, 0.5, 3),
+    "fake_quantize along": lambda x: along(kernels.fake_quantize, x),
+    "quantization_error": lambda x: kernels.quantization_error(x, 0.5, 3),
+    "quantization_error along": lambda x: along(kernels.quantization_error, x),
+    "absmax_quantize": kernels.absmax_quantize,
+    "absmax_quantize, rows": lambda x: kernels.absmax_quantize(x, 0 if x.ndim else None),
+    "absmax_quantize, columns": lambda x: kernels.absmax_quantize(x, -1 if x.ndim else None),
+    "min_max": kernels.min_max,
+    "histogram": kernels.histogram,
+}
+
+
+@pytest.mark.parametrize(("kind", "x"), layouts().items(), ids=list(layouts()))
+@pytest.mark.parametrize("name", REALS)
+def test_reals_in_any_layout(name: str, kind: str, x: Array) -> None:
+    plain = np.array(x, np.float32, order="C")
+    assert outcome(REALS[name], x) == outcome(REALS[name], plain)
+
+
+INTEGERS = {
+    "dequantize": lambda q: kernels.dequantize(q, 0.5, 1),
+    "dequantize along": lambda q: along(kernels.dequantize, q),
+    "pack_int4": lambda q: kernels.pack_int4(q & 7),
+    "unpack_int4": lambda q: kernels.unpack_int4(q.view(np.uint8), 2 * q.size),
+}
+
+
+def integer_layouts(dtype: str) -> dict[str, Array]:
+    q = np.arange(-12, 12).astype(dtype).reshape(4, 6)
+    shifted = np.frombuffer(b"0" + q.tobytes(), np.uint8)[1:].view(dtype).reshape(q.shape)
+    return {
+        "Fortran order": np.asfortranarray(q),
+        "transposed": q.T,
+        "every other": q[::2, ::-1],
+        "unaligned": shifted,
+        "big endian": q.astype(np.dtype(dtype).newbyteorder(">")),
+        "read only": np.frombuffer(q.tobytes(), dtype).reshape(q.shape),
+        "0-d": q[0, 0, ...],
+        "empty": q[:0],
+        "broadcast": np.broadcast_to(q[:1], q.shape),
+    }
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("kind", integer_layouts("int8"))
+def test_integers_in_any_layout(name: str, dtype: str, kind: str) -> None:
+    if dtype.endswith("16") and "int4" in name:
+        pytest.skip("takes bytes")
+    q = integer_layouts(dtype)[kind]
+    assert outcome(INTEGERS[name], q) == outcome(INTEGERS[name], np.array(q, dtype, order="C"))
 
 
 def test_lists_and_numbers() -> None:

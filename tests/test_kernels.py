@@ -218,6 +218,15 @@ def test_histogram(n: int, relu: bool) -> None:
         np.testing.assert_array_equal(counts[counts.size - expected.size :], expected)
 
 
+def test_the_bin_around_zero_reaches_to_the_smallest_magnitudes() -> None:
+    counts, edges = kernels.histogram(np.float32([-1, 0.25, 1.25, 0]))
+    middle = int(np.flatnonzero(edges == 0.25)[0]) - 1
+    assert (edges[middle], counts[middle]) == (-1, 1)
+    assert (counts[0], counts[-1], counts.sum()) == (1, 1, 4)
+    counts, edges = kernels.histogram(np.zeros(3, np.float32))
+    assert counts.tolist() == [3] and edges.tolist() == [-(2.0**-126), 2.0**-126]
+
+
 def test_histogram_of_the_special() -> None:
     counts, edges = kernels.histogram(np.float32([np.nan, np.inf, -np.inf, 0, -0.0, 1e-45, 3e38]))
     assert (int(counts[0]), int(counts[-1]), int(counts.sum())) == (3, 1, 4)
@@ -240,17 +249,32 @@ def test_out_is_written() -> None:
     np.testing.assert_array_equal(real, kernels.dequantize(q, 0.1))
 
 
-def test_unfit_out() -> None:
-    x = normal(4, 4)
-    frozen = np.empty((4, 4), np.int8)
+def unfit_outs() -> dict[str, Array]:
+    frozen = np.empty((4, 4), np.float32)
     frozen.flags.writeable = False
-    for out in (np.empty((4, 5), np.int8), np.empty((4, 4), np.uint8), np.empty((4, 4), np.int8).T):
-        if out.flags.c_contiguous and out.shape == x.shape and out.dtype == np.int8:
-            continue
+    return {
+        "shape": np.empty((4, 5), np.float32),
+        "type": np.empty((4, 4), np.float64),
+        "Fortran order": np.empty((4, 4), np.float32, order="F"),
+        "gaps": np.empty((4, 8), np.float32)[:, ::2],
+        "unaligned": np.empty(65, np.uint8)[1:].view(np.float32).reshape(4, 4),
+        "big endian": np.empty((4, 4), ">f4"),
+        "read only": frozen,
+    }
+
+
+@pytest.mark.parametrize("kind", unfit_outs())
+def test_unfit_out(kind: str) -> None:
+    x = normal(4, 4)
+    for kernel, given in ((kernels.fake_quantize, x), (kernels.dequantize, np.int8(x))):
         with pytest.raises(ValueError, match="out must be"):
-            kernels.quantize(x, 0.1, out=out)
+            kernel(given, 0.1, out=unfit_outs()[kind])
     with pytest.raises(ValueError, match="out must be"):
-        kernels.quantize(x, 0.1, out=frozen)
+        kernels.quantize(x, 0.1, out=np.empty((4, 4), np.uint8))
+
+
+def test_out_that_is_the_input() -> None:
+    x = normal(4, 4)
     with pytest.raises(ValueError, match="share memory"):
         kernels.fake_quantize(x, 0.1, out=x)
 

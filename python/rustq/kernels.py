@@ -4,15 +4,16 @@
 `(q - zero_point) * scale`, as QuantizeLinear and DequantizeLinear do (ONNX operator set 21).
 Infinities saturate; NaN becomes the smallest integer, as in ONNX Runtime.
 
-Arrays may have any layout: C-contiguous ones are read where they are, others copied first.
-Real arrays are float32, float16 or bfloat16 (of `ml_dtypes`), read as they are, or of another real
-type, converted to float32. All arithmetic is in float32. Large arrays are worked on by several
-threads, and other Python threads go on meanwhile.
+Arrays may have any layout and byte order: C-contiguous ones are read where they are, others copied
+first. Real arrays are float32, float16 or bfloat16 (of `ml_dtypes`), read as they are, or of
+another real type, converted to float32. All arithmetic is in float32. Large arrays are worked on
+by several threads (`RAYON_NUM_THREADS`), and other Python threads go on meanwhile.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,9 @@ _LIMITS = {
 }
 _STORED = {"int4": "int8", "uint4": "uint8"}
 _HALVES = ("float16", "bfloat16")
+_FLOAT32, _INT32 = np.dtype(np.float32), np.dtype(np.int32)
+# A dtype makes up its name whenever it is asked for it: as long as thousands of elements take.
+_NAMES = {np.dtype(name): name for name in ("float32", "float16", *_LIMITS) if "int4" not in name}
 
 
 def quantize(
@@ -105,11 +109,14 @@ def dequantize(
         dtype: `"float32"`, `"float16"` or `"bfloat16"`, to which the product is rounded.
         out: see `quantize`.
 
+    Returns:
+        An array of `dtype`, in the shape of `q`.
+
     Raises:
-        ValueError: see `quantize`.
+        ValueError: see `quantize`; or `q` holds other integers, or no integers.
     """
     array = np.asarray(q)
-    name = _known(array.dtype.name)
+    name = _known(_name(array.dtype))
     values = _contiguous(array, np.dtype(_STORED.get(name, name)))
     params = _parameters(scale, zero_point, name, values.shape, axis, block_size)
     if dtype not in ("float32", *_HALVES):
@@ -131,7 +138,20 @@ def fake_quantize(
 ) -> Array:
     """`dequantize(quantize(x))` in one pass: the nearest float32 values on the integer grid.
 
-    Arguments and errors are those of `quantize`; the result is float32.
+    Args:
+        x: see `quantize`.
+        scale: see `quantize`.
+        zero_point: see `quantize`.
+        axis: see `quantize`.
+        block_size: see `quantize`.
+        dtype: the integers, as for `quantize`.
+        out: see `quantize`; float32.
+
+    Returns:
+        A float32 array in the shape of `x`.
+
+    Raises:
+        ValueError: see `quantize`.
     """
     name = _known(dtype)
     values = _reals(x)
@@ -152,7 +172,19 @@ def quantization_error(
 ) -> float:
     """Sum of `(fake_quantize(x) - x) ** 2`, in float64; the same however many threads add it up.
 
-    Arguments and errors are those of `quantize`. Not finite if `x` is not.
+    Args:
+        x: see `quantize`.
+        scale: see `quantize`.
+        zero_point: see `quantize`.
+        axis: see `quantize`.
+        block_size: see `quantize`.
+        dtype: the integers, as for `quantize`.
+
+    Returns:
+        The sum over all elements; not finite if `x` holds a value that is not.
+
+    Raises:
+        ValueError: see `quantize`.
     """
     name = _known(dtype)
     values = _reals(x)
@@ -169,18 +201,28 @@ def absmax_quantize(x: ArrayLike, axis: int | None = None) -> tuple[Array, Array
 
     Returns:
         The integers, in the shape of `x`, and float32 scales: `max(abs(x)) / 127` of each channel,
-        1 for a channel of zeros; never subnormal. A vector, or with no axis a number.
+        1 for a channel of zeros; never subnormal. A vector, or with no axis an array of no
+        dimension.
+
+    Raises:
+        ValueError: the array does not hold real numbers, or has no such axis.
     """
     values = _reals(x)
     length, _, inner = _place(values.shape, axis, 0)
     result = _result(None, values, "int8")
     channels, inner = (length, inner) if axis is not None else (1, values.size)
     scale = _rustq.absmax_quantize(_bits(values), channels, inner, result)
-    return result, np.array(scale if axis is not None else scale[0], np.float32)
+    return result, scale if axis is not None else scale.reshape(())
 
 
 def min_max(x: ArrayLike) -> tuple[float, float]:
     """Smallest and largest value of an array, NaNs left out.
+
+    Args:
+        x: real values of any shape.
+
+    Returns:
+        Two numbers that are float32 values; -0 is given as 0.
 
     Raises:
         ValueError: the array is empty, or holds nothing but NaN.
@@ -195,8 +237,12 @@ def histogram(x: ArrayLike) -> tuple[Array, Array]:
     """Counts of values in bins that need no range in advance.
 
     A bin holds the float32 values of one sign, exponent and first seven bits of the mantissa, so
-    that it is at most 1/128 of its values wide, and includes its edge that is nearer to 0. Values
-    below 2**-126 in magnitude share the bin around 0. Infinities and NaNs are not counted.
+    that it is at most 1/128 of its values wide, and includes its edge that is nearer to 0. The bin
+    around 0 reaches as far as to the bins of the smallest magnitudes that occur, and at least to
+    2**-126. Infinities and NaNs are not counted.
+
+    Args:
+        x: real values of any shape.
 
     Returns:
         As `numpy.histogram`: counts, uint64, of the bins from the first to the last that is not
@@ -205,18 +251,10 @@ def histogram(x: ArrayLike) -> tuple[Array, Array]:
     Raises:
         ValueError: the array holds no finite number.
     """
-    table = np.zeros(1 << 16, np.uint64)
-    _rustq.histogram(_bits(_reals(x)), table)
-    normal, infinite, sign = 0x0080, 0x7F80, 0x8000
-    edges = (np.arange(normal, infinite + 1, dtype=np.uint32) << 16).view(np.float32)
-    edges = np.concatenate([-edges[::-1], edges])
-    below, above = table[sign + normal : sign + infinite], table[normal:infinite]
-    counts = np.concatenate([below[::-1], table[:1], above])
-    filled = np.flatnonzero(counts)
-    if not filled.size:
+    found = _rustq.histogram(_bits(_reals(x)))
+    if found is None:
         raise ValueError("histogram of an array without finite numbers")
-    first, last = int(filled[0]), int(filled[-1])
-    return counts[first : last + 1], edges[first : last + 2]
+    return found
 
 
 def pack_int4(q: ArrayLike) -> Array:
@@ -232,7 +270,7 @@ def pack_int4(q: ArrayLike) -> Array:
         ValueError: another dtype, or integers that do not fit.
     """
     array = np.asarray(q)
-    name = {"int8": "int4", "uint8": "uint4"}.get(array.dtype.name, array.dtype.name)
+    name = {"int8": "int4", "uint8": "uint4"}.get(_name(array.dtype), _name(array.dtype))
     if name not in _STORED:
         raise ValueError(f"pack_int4 takes int8 or uint8, not {array.dtype.name}")
     values = _contiguous(array, np.dtype(_STORED[name]))
@@ -252,6 +290,9 @@ def unpack_int4(packed: ArrayLike, shape: int | tuple[int, ...], dtype: str = "i
         shape: the shape of the result, with `2 * packed.size` elements or one less.
         dtype: `"int4"` for int8 in -8...7, `"uint4"` for uint8 in 0...15.
 
+    Returns:
+        An int8 or uint8 array of this shape.
+
     Raises:
         ValueError: an unknown dtype, or a shape that does not fit.
     """
@@ -266,6 +307,10 @@ def unpack_int4(packed: ArrayLike, shape: int | tuple[int, ...], dtype: str = "i
     return out
 
 
+def _name(dtype: Any) -> str:
+    return _NAMES.get(dtype) or str(dtype.name)
+
+
 def _known(dtype: str) -> str:
     name = dtype if dtype in _LIMITS else np.dtype(dtype).name
     if name not in _LIMITS:
@@ -274,21 +319,25 @@ def _known(dtype: str) -> str:
 
 
 def _contiguous(x: ArrayLike, dtype: Any) -> Array:
+    if type(x) is np.ndarray and x.dtype == dtype and x.flags.c_contiguous and x.flags.aligned:
+        return x
     # ascontiguousarray would give a scalar a dimension.
     return np.require(x, dtype=dtype, requirements=("C", "A"))
 
 
 def _reals(x: ArrayLike) -> Array:
     array = np.asarray(x)
+    if array.dtype == _FLOAT32:
+        return _contiguous(array, _FLOAT32)
     if array.dtype.kind in "cOSUmM":
         raise ValueError(f"expected an array of real numbers, found {array.dtype.name}")
     half = array.dtype.name in _HALVES
-    return _contiguous(array, array.dtype.newbyteorder("=") if half else np.float32)
+    return _contiguous(array, array.dtype.newbyteorder("=") if half else _FLOAT32)
 
 
 def _bits(values: Array) -> tuple[str, Array]:
     """The name of a float type, and the array as the native module takes it."""
-    name = values.dtype.name
+    name = _name(values.dtype)
     return name, values.view(np.uint16) if name in _HALVES else values
 
 
@@ -331,10 +380,10 @@ def _parameters(
     block_size: int,
 ) -> tuple[Array, Array, tuple[int, int], tuple[int, int, int]]:
     place = _place(shape, axis, block_size)
-    scales = np.atleast_1d(_contiguous(scale, np.float32))
-    zeros = np.broadcast_to(np.asarray(zero_point), scales.shape)
-    if (scales.ndim != 1 and not block_size) or not (np.isfinite(scales) & (scales > 0)).all():
-        raise ValueError("scale must be positive and finite: a number, or a vector with an axis")
+    plain = isinstance(scale, float | np.floating) and isinstance(zero_point, int | np.integer)
+    if axis is None and plain:
+        return (*_pair(scale, zero_point, dtype), _LIMITS[dtype], place)
+    scales, zeros = _each(scale, zero_point, dtype)
     if axis is not None and block_size:
         blocks = list(shape)
         blocks[axis] = -(-blocks[axis] // block_size)
@@ -342,7 +391,22 @@ def _parameters(
             raise ValueError(f"expected scales in the shape {tuple(blocks)}, found {scales.shape}")
     elif scales.size != (channels := 1 if axis is None else place[0]):
         raise ValueError(f"expected {channels} scales, found {scales.size}")
-    limits = _LIMITS[dtype]
-    if zeros.dtype.kind not in "iu" or ((zeros < limits[0]) | (zeros > limits[1])).any():
-        raise ValueError(f"zero_point must be integers in {limits[0]}...{limits[1]} for {dtype}")
-    return scales.ravel(), zeros.astype(np.int32).ravel(), limits, place
+    if scales.ndim != 1 and not block_size:
+        raise ValueError("scale must be a number, or a vector with an axis")
+    return scales.ravel(), zeros.ravel(), _LIMITS[dtype], place
+
+
+def _each(scale: ArrayLike, zero_point: ArrayLike, dtype: str) -> tuple[Array, Array]:
+    """Scales, float32, and their zero points, int32, in one shape of at least one dimension."""
+    scales = np.atleast_1d(_contiguous(scale, _FLOAT32))
+    if not (np.isfinite(scales) & (scales > 0)).all():
+        raise ValueError("scale must be positive and finite: a number, or a vector with an axis")
+    zeros = np.broadcast_to(np.asarray(zero_point), scales.shape)
+    lowest, highest = _LIMITS[dtype]
+    if zeros.dtype.kind not in "iu" or ((zeros < lowest) | (zeros > highest)).any():
+        raise ValueError(f"zero_point must be integers in {lowest}...{highest} for {dtype}")
+    return scales, np.ascontiguousarray(zeros, _INT32)
+
+
+# The checks take longer than thousands of elements, and the same pair comes again and again.
+_pair = lru_cache(maxsize=256, typed=True)(_each)

@@ -3,7 +3,9 @@
 use rayon::prelude::*;
 
 use super::layout::{self, BLOCK, SHARE, serial};
+use super::raise_abs_max_by_rows;
 use super::{Along, Params, Real, abs_max, quantize_clamped, quantize_tensor, raise_abs_max, stream};
+use crate::qparams::{Grid, Range, Scheme};
 
 /// Symmetric int8 codes, −127…127, and the scale `absmax / 127` of each channel (1 for a channel of zeros).
 ///
@@ -32,11 +34,11 @@ pub fn absmax_quantize<R: Real>(x: &[R], channels: usize, inner: usize, out: &mu
 const LONGEST: usize = 1 << 20;
 
 fn scale_of(max: f32) -> f32 {
-    crate::qparams::QuantParams::per_channel(&[max], 0).scale[0]
+    Grid::new(Range::symmetric(max), Scheme::Symmetric).scale
 }
 
 fn abs_max_of<R: Real>(x: &[R]) -> f32 {
-    x.chunks(BLOCK).map(|x| abs_max(R::widen(x, &mut [0.0; BLOCK]))).fold(0.0, f32::max)
+    x.chunks(BLOCK).map(|x| R::with_wide(x, abs_max)).fold(0.0, f32::max)
 }
 
 /// One row after the other, each read again while it is still in the cache.
@@ -45,7 +47,7 @@ fn rows<R: Real>(x: &[R], inner: usize, out: &mut [i8]) -> Vec<f32> {
     let row = |(x, out): (&[R], &mut [i8])| {
         let scale = scale_of(abs_max_of(x));
         layout::share(Along::Tensor, 0, (x, out), streaming, &|x: &[R], _, out: &mut [i8]| {
-            quantize_clamped(R::widen(x, &mut [0.0; BLOCK]), scale, 0, -127, 127, out);
+            R::with_wide(x, |x| quantize_clamped(x, scale, 0, -127, 127, out));
         });
         scale
     };
@@ -56,20 +58,40 @@ fn rows<R: Real>(x: &[R], inner: usize, out: &mut [i8]) -> Vec<f32> {
     rows.with_min_len(SHARE.div_ceil(inner)).map(row).collect()
 }
 
+/// Rows that are read together, so that the maxima of their columns are read and written once for all of them.
+const ROWS: usize = 4;
+
+/// Raises the maxima of columns to the magnitudes in whole rows.
+fn raise_by_rows<R: Real>(maxima: &mut [f32], x: &[R]) {
+    let row = maxima.len();
+    let mut groups = x.chunks_exact(ROWS * row);
+    for group in &mut groups {
+        for (i, max) in maxima.chunks_mut(BLOCK).enumerate() {
+            let [a, b, c, d] = std::array::from_fn(|r| &group[r * row + i * BLOCK..][..max.len()]);
+            R::with_wide(a, |a| {
+                R::with_wide(b, |b| {
+                    R::with_wide(c, |c| R::with_wide(d, |d| raise_abs_max_by_rows(max, [a, b, c, d])));
+                });
+            });
+        }
+    }
+    for x in groups.remainder().chunks(row) {
+        for (max, x) in maxima.chunks_mut(BLOCK).zip(x.chunks(BLOCK)) {
+            R::with_wide(x, |x| raise_abs_max(max, x));
+        }
+    }
+}
+
 /// The largest magnitude of each channel.
 fn maxima<R: Real>(x: &[R], channels: usize, inner: usize) -> Vec<f32> {
     let all = |x: &[R]| {
         let mut maxima = vec![0.0; channels];
         if channels == 1 {
             maxima[0] = abs_max_of(x);
-            return maxima;
-        }
-        for x in x.chunks(channels * inner) {
-            if inner == 1 {
-                for (max, x) in maxima.chunks_mut(BLOCK).zip(x.chunks(BLOCK)) {
-                    raise_abs_max(max, R::widen(x, &mut [0.0; BLOCK]));
-                }
-            } else {
+        } else if inner == 1 {
+            raise_by_rows(&mut maxima, x);
+        } else {
+            for x in x.chunks(channels * inner) {
                 for (max, x) in maxima.iter_mut().zip(x.chunks(inner)) {
                     *max = abs_max_of(x).max(*max);
                 }

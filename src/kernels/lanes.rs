@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 
-use super::{BINS, BinTable, extremes};
+use super::{BINS, BinTable};
 
 const LANES: usize = 4;
 
@@ -35,24 +35,46 @@ thread_local! {
         RefCell::new(vec![[0; _]; LANES].into_boxed_slice().try_into().expect("LANES lanes"));
 }
 
-/// Smallest and largest of at most [`MOST`] values, counted in a table that is locked only at the end.
-pub(super) fn observe(x: &[f32], table: &Mutex<&mut BinTable>) -> Option<(f32, f32)> {
+/// What is known of some values beside their counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Extremes {
+    /// Smallest and largest, of those that are not NaN.
+    pub pair: Option<(f32, f32)>,
+    /// Smallest magnitude that is neither 0 nor NaN, infinite if there is none.
+    pub least: f32,
+}
+
+impl Extremes {
+    /// Of no values.
+    pub const NONE: Self = Self { pair: None, least: f32::INFINITY };
+
+    /// Of two parts.
+    pub fn join(self, other: Self) -> Self {
+        Self { pair: wider(self.pair, other.pair), least: self.least.min(other.least) }
+    }
+}
+
+pub(super) fn extremes(x: &[f32]) -> Extremes {
+    let (pair, least) = super::extremes(x);
+    Extremes { pair, least }
+}
+
+/// Counts at most [`MOST`] values in a table that is locked only at the end.
+pub(super) fn observe(x: &[f32], table: &Mutex<&mut BinTable>) -> Extremes {
     debug_assert!(x.len() <= MOST);
     TABLE.with_borrow_mut(|lanes| {
-        let (mut found, mut least) = (None, f32::INFINITY);
+        let mut found = Extremes::NONE;
         for block in x.chunks(BLOCK) {
-            let (pair, magnitude) = extremes(block);
-            found = wider(found, pair);
-            least = least.min(magnitude);
+            found = found.join(extremes(block));
             count(block, lanes);
         }
         let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
-        add_up(lanes, &mut table, found.unwrap_or((0.0, 0.0)), least, x.len() as u64);
+        add_up(lanes, &mut table, found, x.len() as u64);
         found
     })
 }
 
-/// The extremes of two parts.
+/// The smallest and largest of two parts.
 pub(super) fn wider(a: Option<(f32, f32)>, b: Option<(f32, f32)>) -> Option<(f32, f32)> {
     match (a, b) {
         (Some((min, max)), Some((lo, hi))) => Some((min.min(lo), max.max(hi))),
@@ -60,7 +82,7 @@ pub(super) fn wider(a: Option<(f32, f32)>, b: Option<(f32, f32)>) -> Option<(f32
     }
 }
 
-fn bin(v: f32) -> usize {
+pub(super) fn bin(v: f32) -> usize {
     usize::from((v.to_bits() >> 16) as u16)
 }
 
@@ -80,9 +102,9 @@ fn count(x: &[f32], lanes: &mut Table) {
 }
 
 /// Moves the counts of `expected` values to `table`: all of them, unless some are NaN, are zeros, or numbers between the
-/// extremes of at least this magnitude.
-fn add_up(lanes: &mut Table, table: &mut BinTable, (lo, hi): (f32, f32), least: f32, expected: u64) {
-    let least = bin(least);
+/// extremes.
+fn add_up(lanes: &mut Table, table: &mut BinTable, extremes: Extremes, expected: u64) {
+    let (least, (lo, hi)) = (bin(extremes.least), extremes.pair.unwrap_or((0.0, 0.0)));
     let ranges = [0..=0, least..=bin(hi.max(0.0)), SIGN..=SIGN, SIGN + least..=SIGN + bin(lo.min(0.0).abs())];
     let moved: u64 = ranges.into_iter().map(|bins| move_counts(lanes, table, bins)).sum();
     if moved < expected {

@@ -37,6 +37,15 @@ pub enum Run {
 }
 
 impl Along {
+    /// Whether there are runs of elements with a parameter each.
+    pub(super) fn has_columns(self) -> bool {
+        match self {
+            Self::Tensor => false,
+            Self::Axis { inner, .. } => inner == 1,
+            Self::Blocks { inner, .. } => inner != 1,
+        }
+    }
+
     /// How many elements from `at` on are one run, and their parameters.
     fn run(self, at: usize) -> (usize, Run) {
         match self {
@@ -93,16 +102,15 @@ pub fn share<I, O: Copy + Default>(
     streaming: bool,
     kernel: &impl Fn(&[I], Run, &mut [O]),
 ) {
+    if !streaming {
+        each_run(along, start, x.len(), |range, run| kernel(&x[range.clone()], run, &mut out[range]));
+        return;
+    }
     let mut buffer = [O::default(); BLOCK];
     each_run(along, start, x.len(), |range, run| {
-        let (x, out) = (&x[range.clone()], &mut out[range]);
-        if streaming {
-            let part = &mut buffer[..x.len()];
-            kernel(x, run, part);
-            stream::copy(part, out);
-        } else {
-            kernel(x, run, out);
-        }
+        let part = &mut buffer[..range.len()];
+        kernel(&x[range.clone()], run, part);
+        stream::copy(part, &mut out[range]);
     });
 }
 

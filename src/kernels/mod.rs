@@ -5,6 +5,7 @@
 //! never contracts `a * b + c`, and every reduction adds its lanes in one fixed order, so the clones agree **bit for bit** and results do not depend on the machine.
 
 mod absmax;
+mod histogram;
 pub mod int4;
 mod lanes;
 mod layout;
@@ -19,10 +20,11 @@ mod tests;
 use std::sync::Mutex;
 
 use multiversion::multiversion;
-use portable::{Each, Steps, Uniform};
+use portable::{Columns, Steps, Uniform};
 use rayon::prelude::*;
 
 pub use absmax::absmax_quantize;
+pub use histogram::{Histogram, histogram};
 pub use layout::Along;
 use layout::{BLOCK, Run, SHARE, serial};
 pub use real::Real;
@@ -34,7 +36,7 @@ pub const BINS: usize = 1 << 16;
 pub type BinTable = [u64; BINS];
 
 /// An integer type that quantized values are stored in.
-pub trait QuantInt: Copy + Send + Sync + 'static {
+pub trait QuantInt: Copy + PartialOrd + Send + Sync + 'static {
     /// Smallest integer.
     const MIN: i32;
     /// Largest integer.
@@ -152,6 +154,15 @@ pub fn raise_abs_max(maxima: &mut [f32], x: &[f32]) {
     portable::raise_abs_max(maxima, x);
 }
 
+/// [`raise_abs_max`] of four slices.
+///
+/// # Panics
+/// If the slices differ in length.
+#[multiversion(targets("x86_64+avx2"))]
+fn raise_abs_max_by_rows(maxima: &mut [f32], rows: [&[f32]; 4]) {
+    portable::raise_abs_max_by_rows(maxima, rows);
+}
+
 /// [`raise_abs_max`] of `sizes` by two rows and of `sums` by their sum, and the [`sum_of_squares`] of both, in one pass.
 ///
 /// # Panics
@@ -215,7 +226,7 @@ pub fn observe(x: &[f32], table: &mut BinTable) -> Option<(f32, f32)> {
         min_max(x)
     } else {
         let table = Mutex::new(&mut *table);
-        x.chunks(lanes::MOST).map(|part| lanes::observe(part, &table)).fold(None, lanes::wider)
+        x.chunks(lanes::MOST).map(|part| lanes::observe(part, &table).pair).fold(None, lanes::wider)
     };
     portable::gather_zeros(table);
     found
@@ -238,7 +249,7 @@ pub struct Params<'a> {
 
 /// Runs `$kernel` with the parameters of a run.
 macro_rules! with_steps {
-    ($params:expr, $run:expr, $length:expr, |$steps:ident| $kernel:expr) => {{
+    ($params:expr, $columns:expr, $run:expr, $length:expr, |$steps:ident| $kernel:expr) => {{
         let Params { scale, zero_point, qmin, qmax, .. } = $params;
         match $run {
             Run::One(i) => {
@@ -246,12 +257,23 @@ macro_rules! with_steps {
                 $kernel
             }
             Run::Each(i) => {
-                let (scale, zero_point) = (&scale[i..i + $length], &zero_point[i..i + $length]);
-                let $steps = Each { scale, zero_point, qmin, qmax };
+                let $steps = $columns.part(i, $length);
                 $kernel
             }
         }
     }};
+}
+
+impl<'a> Params<'a> {
+    /// What runs with a parameter for each element have in common.
+    fn columns(self) -> Columns<'a> {
+        let Self { scale, zero_point, qmin, qmax, along } = self;
+        if along.has_columns() {
+            Columns::new(scale, zero_point, qmin, qmax)
+        } else {
+            Columns::new(&[], &[], qmin, qmax)
+        }
+    }
 }
 
 /// [`quantize_clamped`] of a whole tensor, by several threads if it is large.
@@ -259,10 +281,11 @@ macro_rules! with_steps {
 /// # Panics
 /// If the slices differ in length.
 pub fn quantize_tensor<R: Real, T: QuantInt + Default>(x: &[R], params: Params<'_>, out: &mut [T]) {
+    let columns = params.columns();
     layout::map(params.along, x, out, |x, run, out| {
-        let mut buffer = [0.0; BLOCK];
-        let x = R::widen(x, &mut buffer);
-        with_steps!(params, run, x.len(), |steps| quantize_steps(x, steps, out));
+        R::with_wide(x, |x| {
+            with_steps!(params, columns, run, x.len(), |steps| quantize_steps(x, steps, out))
+        });
     });
 }
 
@@ -271,8 +294,11 @@ pub fn quantize_tensor<R: Real, T: QuantInt + Default>(x: &[R], params: Params<'
 /// # Panics
 /// If the slices differ in length.
 pub fn dequantize_tensor<T: QuantInt, R: Real>(q: &[T], params: Params<'_>, out: &mut [R]) {
+    let columns = params.columns();
     layout::map(params.along, q, out, |q, run, out| {
-        R::narrow(out, |out| with_steps!(params, run, q.len(), |steps| dequantize_steps(q, steps, out)));
+        R::narrow(out, |out| {
+            with_steps!(params, columns, run, q.len(), |steps| dequantize_steps(q, steps, out));
+        });
     });
 }
 
@@ -281,48 +307,32 @@ pub fn dequantize_tensor<T: QuantInt, R: Real>(q: &[T], params: Params<'_>, out:
 /// # Panics
 /// If the slices differ in length.
 pub fn fake_quantize_tensor<R: Real>(x: &[R], params: Params<'_>, out: &mut [f32]) {
+    let columns = params.columns();
     layout::map(params.along, x, out, |x, run, out| {
-        let mut buffer = [0.0; BLOCK];
-        let x = R::widen(x, &mut buffer);
-        with_steps!(params, run, x.len(), |steps| fake_quantize_steps(x, steps, out));
+        R::with_wide(x, |x| {
+            with_steps!(params, columns, run, x.len(), |steps| fake_quantize_steps(x, steps, out));
+        });
     });
 }
 
 /// [`quantization_error`] of a whole tensor, by several threads if it is large; the same however many.
 pub fn quantization_error_tensor<R: Real>(x: &[R], params: Params<'_>) -> f64 {
+    let columns = params.columns();
     layout::sum(params.along, x, |x, run| {
-        let mut buffer = [0.0; BLOCK];
-        let x = R::widen(x, &mut buffer);
-        with_steps!(params, run, x.len(), |steps| quantization_error_steps(x, steps))
+        R::with_wide(x, |x| {
+            with_steps!(params, columns, run, x.len(), |steps| quantization_error_steps(x, steps))
+        })
     })
 }
 
 /// [`min_max`] of a whole tensor, by several threads if it is large.
 pub fn min_max_tensor<R: Real>(x: &[R]) -> Option<(f32, f32)> {
     let share = |x: &[R]| {
-        let blocks = x.chunks(BLOCK).map(|x| min_max(R::widen(x, &mut [0.0; BLOCK])));
+        let blocks = x.chunks(BLOCK).map(|x| R::with_wide(x, min_max));
         blocks.fold(None, lanes::wider)
     };
     if serial(x, 2 * SHARE) {
         return share(x);
     }
     x.par_chunks(SHARE).map(share).reduce(|| None, lanes::wider)
-}
-
-/// Adds a whole tensor to a range-free histogram, as [`count_bins`] does, by several threads if it is large.
-pub fn histogram_tensor<R: Real>(x: &[R], table: &mut BinTable) {
-    /// Elements that make adding up their counts, one thread at a time, a small part of the work.
-    const MANY: usize = 1 << 18;
-    if x.len() < lanes::WORTHWHILE {
-        observe(&R::all_widened(x), table);
-        return;
-    }
-    let whole = Mutex::new(&mut *table);
-    let share = |x: &[R]| _ = lanes::observe(&R::all_widened(x), &whole);
-    if serial(x, 2 * MANY) {
-        x.chunks(MANY).for_each(share);
-    } else {
-        x.par_chunks(MANY).for_each(share);
-    }
-    portable::gather_zeros(table);
 }

@@ -28,8 +28,11 @@ pub trait Steps: Copy {
     fn scale(self, at: usize) -> f32;
     /// Of the element at this place.
     fn zero_point(self, at: usize) -> i32;
-    /// Hands over `round_half_even(clamp(x / scale)) + zero_point` of the elements from `at` on; NaN goes to the least.
-    fn nearest<const N: usize>(self, x: &[f32; N], at: usize, then: impl FnMut([i32; N]));
+    /// Largest integer.
+    fn qmax(self) -> i32;
+    /// `round_half_even(x / scale) + zero_point` of the elements from `at` on, above [`FRACTION`] other bits. NaN and what lies
+    /// below the smallest integer is that; what lies above [`Steps::qmax`] may be more.
+    fn fixed<const N: usize>(self, x: &[f32; N], at: usize) -> [i32; N];
 }
 
 /// The integers a value may round to, relative to the zero point, as floats.
@@ -60,7 +63,7 @@ impl Limits {
     }
 }
 
-/// The same scale and zero point for a whole slice.
+/// How to find the integer nearest to `x / scale`, plus the zero point, by a product.
 ///
 /// ONNX divides, and a division takes several times a multiplication. With `r` the reciprocal of the scale, `x·r` and
 /// `x / scale` as rounded to f32 differ by at most `1.5 · 2⁻²³ · |x / scale|`: half a unit in the last place each for the
@@ -70,16 +73,14 @@ impl Limits {
 /// of `u`, and what its bits hold above the lowest 14 is the integer below the sum: `x / scale + ½` rounded down, if in
 /// doubt of at most `¾ u + ½ u`, of which the `2u` are in the middle of the fractions `0…4u`. Only those may round to another
 /// integer, or be a tie: one in 4096. Then the elements nearby are divided.
+///
+/// Whatever lies below the smallest integer, and NaN, is raised to its fraction ¼, which is beyond doubt; what lies above the
+/// largest is left to integers.
 #[derive(Clone, Copy)]
-pub struct Uniform {
-    scale: f32,
-    zero_point: i32,
-    limits: Limits,
-    reciprocal: f32,
-    /// What is added to a product.
-    offset: f32,
-    /// The fraction bits that are not all 0 where the product is beyond doubt; none if that is never so.
-    fraction: u32,
+struct Product {
+    lo: f32,
+    /// The fraction bits that are not all 0 where the sum is beyond doubt; none if that is never so.
+    fraction: i32,
 }
 
 /// Number of bits below 1 in floats from 512 to 1024.
@@ -88,18 +89,72 @@ const FRACTION: u32 = 14;
 /// The middle of these floats, where the integer 0 is.
 const MIDDLE: f32 = 768.0;
 
+impl Product {
+    /// For integers from `qmin` on; never beyond doubt unless `exact_enough`.
+    #[inline(always)]
+    fn new(qmin: i32, exact_enough: bool) -> Self {
+        let fraction = if exact_enough { (1 << FRACTION) - 4 } else { 0 };
+        Self { lo: MIDDLE + qmin as f32 + 0.25, fraction }
+    }
+
+    /// Whether the bound on the error holds.
+    #[inline(always)]
+    fn is_exact_enough(scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> bool {
+        let fits = qmin >= -255 && qmax <= 255 && qmin - zero_point >= -255 && qmax - zero_point <= 255;
+        fits && scale.is_normal() && (1.0 / scale).is_normal()
+    }
+
+    /// What is added to a product.
+    #[inline(always)]
+    fn offset(zero_point: i32) -> f32 {
+        const UNIT: f32 = 1.0 / (1 << FRACTION) as f32;
+        MIDDLE + zero_point as f32 + 0.5 + 2.0 * UNIT
+    }
+
+    /// The sum less [`MIDDLE`], of [`FRACTION`] bits below 1.
+    #[inline(always)]
+    fn fixed(self, v: f32, reciprocal: f32, offset: f32) -> i32 {
+        larger(v * reciprocal + offset, self.lo).to_bits() as i32 - MIDDLE.to_bits() as i32
+    }
+
+    /// Whether one is in doubt.
+    #[inline(always)]
+    fn doubts<const N: usize>(self, fixed: &[i32; N]) -> bool {
+        let mut least = [i32::MAX; WIDTH];
+        for i in 0..N {
+            let fraction = fixed[i] & self.fraction;
+            least[i % WIDTH] = if fraction < least[i % WIDTH] { fraction } else { least[i % WIDTH] };
+        }
+        let mut any = false;
+        for fraction in least {
+            any |= fraction == 0;
+        }
+        any
+    }
+}
+
+/// Numbers in a vector of AVX2.
+const WIDTH: usize = 8;
+
+/// The same scale and zero point for a whole slice.
+#[derive(Clone, Copy)]
+pub struct Uniform {
+    scale: f32,
+    zero_point: i32,
+    limits: Limits,
+    qmax: i32,
+    reciprocal: f32,
+    offset: f32,
+    product: Product,
+}
+
 impl Uniform {
     /// Of these integers, `qmin..=qmax`.
     #[inline(always)]
     pub fn new(scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> Self {
-        let limits = Limits::new(zero_point, qmin, qmax);
-        let reciprocal = 1.0 / scale;
-        let fits = qmin >= -255 && qmax <= 255 && limits.lo >= -255.0 && limits.hi <= 255.0;
-        let exact_enough = scale.is_normal() && reciprocal.is_normal() && fits;
-        let unit = 1.0 / (1 << FRACTION) as f32;
-        let offset = MIDDLE + zero_point as f32 + 0.5 + 2.0 * unit;
-        let fraction = if exact_enough { (1 << FRACTION) - 4 } else { 0 };
-        Self { scale, zero_point, limits, reciprocal, offset, fraction }
+        let product = Product::new(qmin, Product::is_exact_enough(scale, zero_point, qmin, qmax));
+        let (limits, offset) = (Limits::new(zero_point, qmin, qmax), Product::offset(zero_point));
+        Self { scale, zero_point, limits, qmax, reciprocal: 1.0 / scale, offset, product }
     }
 }
 
@@ -115,36 +170,36 @@ impl Steps for Uniform {
     }
 
     #[inline(always)]
-    fn nearest<const N: usize>(self, x: &[f32; N], _: usize, mut then: impl FnMut([i32; N])) {
+    fn qmax(self) -> i32 {
+        self.qmax
+    }
+
+    #[inline(always)]
+    fn fixed<const N: usize>(self, x: &[f32; N], _: usize) -> [i32; N] {
         // Loops over indices: closures of `map` are functions of their own in builds without link-time optimization.
-        let (mut sums, mut doubts, mut nearest) = ([0; N], [0; N], [0; N]);
+        let mut fixed = [0; N];
         for i in 0..N {
-            sums[i] = (self.limits.clamp(x[i] * self.reciprocal) + self.offset).to_bits();
-            doubts[i] = u32::from(sums[i] & self.fraction == 0);
+            fixed[i] = self.product.fixed(x[i], self.reciprocal, self.offset);
         }
-        let mut any = 0;
-        for doubt in doubts {
-            any |= doubt;
-        }
-        for i in 0..N {
-            nearest[i] = (sums[i] >> FRACTION) as i32 - (MIDDLE.to_bits() >> FRACTION) as i32;
-        }
-        if any != 0 {
+        if self.product.doubts(&fixed) {
             for i in 0..N {
-                nearest[i] = self.limits.divide(x[i], self.scale, self.zero_point);
+                fixed[i] = self.limits.divide(x[i], self.scale, self.zero_point) << FRACTION;
             }
         }
-        then(nearest);
+        fixed
     }
 }
 
 /// A scale and a zero point for each element.
 #[derive(Clone, Copy)]
 pub struct Each<'a> {
-    pub(super) scale: &'a [f32],
-    pub(super) zero_point: &'a [i32],
-    pub(super) qmin: i32,
-    pub(super) qmax: i32,
+    scale: &'a [f32],
+    zero_point: &'a [i32],
+    reciprocal: &'a [f32],
+    offset: &'a [f32],
+    qmin: i32,
+    qmax: i32,
+    product: Product,
 }
 
 impl Steps for Each<'_> {
@@ -159,36 +214,85 @@ impl Steps for Each<'_> {
     }
 
     #[inline(always)]
-    fn nearest<const N: usize>(self, x: &[f32; N], at: usize, mut then: impl FnMut([i32; N])) {
-        let (scale, zero_point) = (&self.scale[at..][..N], &self.zero_point[at..][..N]);
-        let mut nearest = [0; N];
+    fn qmax(self) -> i32 {
+        self.qmax
+    }
+
+    #[inline(always)]
+    fn fixed<const N: usize>(self, x: &[f32; N], at: usize) -> [i32; N] {
+        let (reciprocal, offset) = (&self.reciprocal[at..][..N], &self.offset[at..][..N]);
+        let mut fixed = [0; N];
         for i in 0..N {
-            let limits = Limits::new(zero_point[i], self.qmin, self.qmax);
-            nearest[i] = limits.divide(x[i], scale[i], zero_point[i]);
+            fixed[i] = self.product.fixed(x[i], reciprocal[i], offset[i]);
         }
-        then(nearest);
+        if self.product.doubts(&fixed) {
+            let (scale, zero_point) = (&self.scale[at..][..N], &self.zero_point[at..][..N]);
+            for i in 0..N {
+                let limits = Limits::new(zero_point[i], self.qmin, self.qmax);
+                fixed[i] = limits.divide(x[i], scale[i], zero_point[i]) << FRACTION;
+            }
+        }
+        fixed
     }
 }
 
-/// Calls `each(elements, place of the first, nearest)` in order.
+/// What [`Each`] wants of the parameters of a tensor: worked out once for all elements that share them.
+pub(super) struct Columns<'a> {
+    scale: &'a [f32],
+    zero_point: &'a [i32],
+    reciprocal: Vec<f32>,
+    offset: Vec<f32>,
+    qmin: i32,
+    qmax: i32,
+    product: Product,
+}
+
+impl<'a> Columns<'a> {
+    pub(super) fn new(scale: &'a [f32], zero_point: &'a [i32], qmin: i32, qmax: i32) -> Self {
+        let mut pairs = scale.iter().zip(zero_point);
+        let exact_enough = pairs.all(|(&scale, &zero)| Product::is_exact_enough(scale, zero, qmin, qmax));
+        let reciprocal = scale.iter().map(|scale| 1.0 / scale).collect();
+        let offset = zero_point.iter().map(|&zero| Product::offset(zero)).collect();
+        let product = Product::new(qmin, exact_enough);
+        Self { scale, zero_point, reciprocal, offset, qmin, qmax, product }
+    }
+
+    /// Of neighbouring elements, the first of which has the parameters at this place.
+    pub(super) fn part(&self, at: usize, length: usize) -> Each<'_> {
+        let of = at..at + length;
+        Each {
+            scale: &self.scale[of.clone()],
+            zero_point: &self.zero_point[of.clone()],
+            reciprocal: &self.reciprocal[of.clone()],
+            offset: &self.offset[of],
+            qmin: self.qmin,
+            qmax: self.qmax,
+            product: self.product,
+        }
+    }
+}
+
+/// Calls `each(elements, place of the first, nearest, above FRACTION other bits)` in order.
 #[inline(always)]
-fn for_each_nearest(x: &[f32], steps: impl Steps, mut each: impl FnMut(usize, &[f32], &[i32])) {
+fn for_each_fixed(x: &[f32], steps: impl Steps, mut each: impl FnMut(usize, &[f32], &[i32])) {
     let (chunks, tail) = x.as_chunks::<LANES>();
     for (i, chunk) in chunks.iter().enumerate() {
-        steps.nearest(chunk, i * LANES, |nearest| each(i * LANES, chunk, &nearest));
+        each(i * LANES, chunk, &steps.fixed(chunk, i * LANES));
     }
     for (i, v) in tail.as_chunks::<1>().0.iter().enumerate() {
         let at = chunks.len() * LANES + i;
-        steps.nearest(v, at, |nearest| each(at, v, &nearest));
+        each(at, v, &steps.fixed(v, at));
     }
 }
 
 #[inline(always)]
 pub(super) fn quantize<T: QuantInt>(x: &[f32], steps: impl Steps, out: &mut [T]) {
     assert_eq!(x.len(), out.len());
-    for_each_nearest(x, steps, |at, _, nearest| {
-        for (q, &nearest) in out[at..at + nearest.len()].iter_mut().zip(nearest) {
-            *q = T::from_i32(nearest);
+    let most = T::from_i32(steps.qmax());
+    for_each_fixed(x, steps, |at, _, fixed| {
+        for (q, &fixed) in out[at..at + fixed.len()].iter_mut().zip(fixed) {
+            let narrow = T::from_i32((fixed >> FRACTION).clamp(T::MIN, T::MAX));
+            *q = if narrow < most { narrow } else { most };
         }
     });
 }
@@ -204,29 +308,36 @@ pub(super) fn dequantize<T: QuantInt>(q: &[T], steps: impl Steps, out: &mut [f32
 #[inline(always)]
 pub(super) fn fake_quantize(x: &[f32], steps: impl Steps, out: &mut [f32]) {
     assert_eq!(x.len(), out.len());
-    let real = |at: usize, q: i32| (q - steps.zero_point(at)) as f32 * steps.scale(at);
-    for_each_nearest(x, steps, |at, _, nearest| {
+    let real = |at: usize, fixed: i32| real(steps, at, fixed);
+    for_each_fixed(x, steps, |at, _, fixed| {
         // Of a known length the compiler makes vectors, which the general loop would not become here.
-        if let Ok(nearest) = <&[i32; LANES]>::try_from(nearest) {
+        if let Ok(fixed) = <&[i32; LANES]>::try_from(fixed) {
             let out = &mut out[at..at + LANES];
             for i in 0..LANES {
-                out[i] = real(at + i, nearest[i]);
+                out[i] = real(at + i, fixed[i]);
             }
         } else {
-            for (i, (y, &q)) in out[at..at + nearest.len()].iter_mut().zip(nearest).enumerate() {
-                *y = real(at + i, q);
+            for (i, (y, &fixed)) in out[at..at + fixed.len()].iter_mut().zip(fixed).enumerate() {
+                *y = real(at + i, fixed);
             }
         }
     });
 }
 
+/// What the integer of the element at this place stands for.
+#[inline(always)]
+fn real(steps: impl Steps, at: usize, fixed: i32) -> f32 {
+    let (q, most) = (fixed >> FRACTION, steps.qmax());
+    let q = if q < most { q } else { most };
+    (q - steps.zero_point(at)) as f32 * steps.scale(at)
+}
+
 #[inline(always)]
 pub(super) fn quantization_error(x: &[f32], steps: impl Steps) -> f64 {
     let mut sums = [0.0; LANES];
-    for_each_nearest(x, steps, |at, x, nearest| {
-        for (i, (v, q)) in x.iter().zip(nearest).enumerate() {
-            let real = (q - steps.zero_point(at + i)) as f32 * steps.scale(at + i);
-            let error = f64::from(real) - f64::from(*v);
+    for_each_fixed(x, steps, |at, x, fixed| {
+        for (i, (v, &fixed)) in x.iter().zip(fixed).enumerate() {
+            let error = f64::from(real(steps, at + i, fixed)) - f64::from(*v);
             sums[i] += error * error;
         }
     });
@@ -246,11 +357,29 @@ pub(super) fn min_max(x: &[f32]) -> Option<(f32, f32)> {
     join(&los, &his, tail)
 }
 
+/// A vector of those that `pick` takes of lanes that are not NaN: one after the other would take as long as hundreds of
+/// elements.
+#[inline(always)]
+fn fold(lanes: &[f32; LANES], pick: impl Fn(f32, f32) -> f32) -> [f32; WIDTH] {
+    let mut picked = [0.0; WIDTH];
+    picked.copy_from_slice(&lanes[..WIDTH]);
+    for i in WIDTH..LANES {
+        picked[i % WIDTH] = pick(lanes[i], picked[i % WIDTH]);
+    }
+    picked
+}
+
 /// The extremes of lanes and of what is left over; −0 becomes 0.
 #[inline(always)]
-fn join(los: &[f32], his: &[f32], tail: &[f32]) -> Option<(f32, f32)> {
-    let lo = los.iter().chain(tail).fold(f32::INFINITY, |lo, &v| smaller(v, lo));
-    let hi = his.iter().chain(tail).fold(f32::NEG_INFINITY, |hi, &v| larger(v, hi));
+fn join(los: &[f32; LANES], his: &[f32; LANES], tail: &[f32]) -> Option<(f32, f32)> {
+    let lo = fold(los, smaller)
+        .into_iter()
+        .chain(tail.iter().copied())
+        .fold(f32::INFINITY, |lo, v| smaller(v, lo));
+    let hi = fold(his, larger)
+        .into_iter()
+        .chain(tail.iter().copied())
+        .fold(f32::NEG_INFINITY, |hi, v| larger(v, hi));
     (lo <= hi).then_some((lo + 0.0, hi + 0.0))
 }
 
@@ -260,6 +389,19 @@ pub(super) fn raise_abs_max(maxima: &mut [f32], x: &[f32]) {
     assert_eq!(x.len(), maxima.len());
     for (max, &v) in maxima.iter_mut().zip(x) {
         *max = larger(v.abs(), *max);
+    }
+}
+
+/// [`raise_abs_max`] of several slices, whose maxima are read and written once.
+#[inline(always)]
+pub(super) fn raise_abs_max_by_rows<const N: usize>(maxima: &mut [f32], rows: [&[f32]; N]) {
+    for row in rows {
+        assert_eq!(row.len(), maxima.len());
+    }
+    for (at, max) in maxima.iter_mut().enumerate() {
+        for row in rows {
+            *max = larger(row[at].abs(), *max);
+        }
     }
 }
 
@@ -329,7 +471,7 @@ pub(super) fn abs_max(x: &[f32]) -> f32 {
             *max = larger(v.abs(), *max);
         }
     }
-    maxima.iter().chain(tail).fold(0.0, |max, &v| larger(v.abs(), max))
+    fold(&maxima, larger).iter().chain(tail).fold(0.0, |max, &v| larger(v.abs(), max))
 }
 
 /// [`min_max`], and the smallest magnitude that is neither 0 nor NaN, infinite if there is none.
@@ -373,8 +515,9 @@ pub(super) fn quantize_columns(x: &[f32], scales: &[f32], out: &mut [i8]) -> f64
 const ZERO_LANES: usize = 16;
 
 /// Subnormals and zeros have an exponent field of 0: this many bins of each sign.
-const TINY: usize = 1 << 7;
-const SIGN: usize = 1 << 15;
+pub(super) const TINY: usize = 1 << 7;
+/// First bin of negative numbers.
+pub(super) const SIGN: usize = 1 << 15;
 
 /// The bin of a number that is not zero, `lane` of one that is.
 #[inline(always)]

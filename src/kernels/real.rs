@@ -9,8 +9,8 @@ use super::BLOCK;
 
 /// A type of real numbers that tensors are stored in.
 pub trait Real: Copy + Default + Send + Sync + 'static {
-    /// At most [`BLOCK`] values as float32, exactly: themselves, or in the buffer.
-    fn widen<'a>(x: &'a [Self], buffer: &'a mut [f32; BLOCK]) -> &'a [f32];
+    /// Has at most [`BLOCK`] values read as float32, exactly.
+    fn with_wide<O>(x: &[Self], read: impl FnOnce(&[f32]) -> O) -> O;
     /// Any number of values as float32, exactly.
     fn all_widened(x: &[Self]) -> Cow<'_, [f32]>;
     /// Has at most [`BLOCK`] float32 values written, and rounds them to the nearest, ties to even.
@@ -19,8 +19,8 @@ pub trait Real: Copy + Default + Send + Sync + 'static {
 
 impl Real for f32 {
     #[inline(always)]
-    fn widen<'a>(x: &'a [Self], _: &'a mut [f32; BLOCK]) -> &'a [f32] {
-        x
+    fn with_wide<O>(x: &[Self], read: impl FnOnce(&[f32]) -> O) -> O {
+        read(x)
     }
 
     fn all_widened(x: &[Self]) -> Cow<'_, [f32]> {
@@ -36,10 +36,11 @@ impl Real for f32 {
 macro_rules! half_real {
     ($($half:ty),*) => {$(
         impl Real for $half {
-            fn widen<'a>(x: &'a [Self], buffer: &'a mut [f32; BLOCK]) -> &'a [f32] {
+            fn with_wide<O>(x: &[Self], read: impl FnOnce(&[f32]) -> O) -> O {
+                let mut buffer = [0.0; BLOCK];
                 let values = &mut buffer[..x.len()];
                 x.convert_to_f32_slice(values);
-                values
+                read(values)
             }
 
             fn all_widened(x: &[Self]) -> Cow<'_, [f32]> {

@@ -2,15 +2,18 @@
 
 use half::slice::HalfBitsSliceExt;
 use half::{bf16, f16};
-use numpy::{PyReadonlyArray1, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::compute;
-use crate::kernels::{self, Along, BinTable, Params};
+use crate::kernels::{self, Along, Params};
 
 /// A float type's name and array; 16-bit floats come as the uint16 of their bits.
 type Reals<'py> = (String, Bound<'py, PyAny>);
+
+/// Counts and edges.
+type PyHistogram<'py> = (Bound<'py, PyArray1<u64>>, Bound<'py, PyArray1<f32>>);
 
 /// Scales, zero points, smallest and largest integer, and the channel axis: `(length, block, inner)`, length 0 for no axis
 /// and block 0 for none. See [`Along`].
@@ -144,25 +147,25 @@ pub(super) fn min_max(py: Python<'_>, x: Reals<'_>) -> PyResult<Option<(f32, f32
     with_reals!(&x, |x| compute(py, || kernels::min_max_tensor(x)))
 }
 
-/// Adds the number of values with each upper half of their bits to 65536 counters.
+/// Counts and edges of the range-free histogram; `None` for an array without finite numbers.
 #[pyfunction]
-pub(super) fn histogram(py: Python<'_>, x: Reals<'_>, mut out: PyReadwriteArrayDyn<'_, u64>) -> PyResult<()> {
-    let out: &mut BinTable =
-        out.as_slice_mut()?.try_into().map_err(|_| PyValueError::new_err("expected 65536 counters"))?;
-    with_reals!(&x, |x| compute(py, || kernels::histogram_tensor(x, out)))
+pub(super) fn histogram<'py>(py: Python<'py>, x: Reals<'py>) -> PyResult<Option<PyHistogram<'py>>> {
+    let found = with_reals!(&x, |x| compute(py, || kernels::histogram(x)))?;
+    Ok(found.map(|found| (found.counts.into_pyarray(py), found.edges.into_pyarray(py))))
 }
 
 /// Symmetric int8 codes of `outer × channels × inner` values, and a scale for each channel.
 #[pyfunction]
-pub(super) fn absmax_quantize(
-    py: Python<'_>,
-    x: Reals<'_>,
+pub(super) fn absmax_quantize<'py>(
+    py: Python<'py>,
+    x: Reals<'py>,
     channels: usize,
     inner: usize,
-    mut out: PyReadwriteArrayDyn<'_, i8>,
-) -> PyResult<Vec<f32>> {
+    mut out: PyReadwriteArrayDyn<'py, i8>,
+) -> PyResult<Bound<'py, PyArray1<f32>>> {
     let out = out.as_slice_mut()?;
-    with_reals!(&x, |x| compute(py, || kernels::absmax_quantize(x, channels, inner, out)))
+    let scale = with_reals!(&x, |x| compute(py, || kernels::absmax_quantize(x, channels, inner, out)))?;
+    Ok(scale.into_pyarray(py))
 }
 
 /// Low four bits of each byte, two in a byte.
