@@ -111,19 +111,19 @@ impl Product {
         MIDDLE + zero_point as f32 + 0.5 + 2.0 * UNIT
     }
 
-    /// The sum less [`MIDDLE`], of [`FRACTION`] bits below 1.
+    /// The sum less [`MIDDLE`], of [`FRACTION`] bits below 1; of no meaning where it was never exact enough.
     #[inline(always)]
     fn fixed(self, v: f32, reciprocal: f32, offset: f32) -> i32 {
-        larger(v * reciprocal + offset, self.lo).to_bits() as i32 - MIDDLE.to_bits() as i32
+        larger(v * reciprocal + offset, self.lo).to_bits().wrapping_sub(MIDDLE.to_bits()) as i32
     }
 
     /// Whether one is in doubt.
     #[inline(always)]
     fn doubts<const N: usize>(self, fixed: &[i32; N]) -> bool {
         let mut least = [i32::MAX; WIDTH];
-        for i in 0..N {
-            let fraction = fixed[i] & self.fraction;
-            least[i % WIDTH] = if fraction < least[i % WIDTH] { fraction } else { least[i % WIDTH] };
+        for (i, fixed) in fixed.iter().enumerate() {
+            let (fraction, least) = (fixed & self.fraction, &mut least[i % WIDTH]);
+            *least = if fraction < *least { fraction } else { *least };
         }
         let mut any = false;
         for fraction in least {
@@ -363,8 +363,8 @@ pub(super) fn min_max(x: &[f32]) -> Option<(f32, f32)> {
 fn fold(lanes: &[f32; LANES], pick: impl Fn(f32, f32) -> f32) -> [f32; WIDTH] {
     let mut picked = [0.0; WIDTH];
     picked.copy_from_slice(&lanes[..WIDTH]);
-    for i in WIDTH..LANES {
-        picked[i % WIDTH] = pick(lanes[i], picked[i % WIDTH]);
+    for (i, &lane) in lanes.iter().enumerate() {
+        picked[i % WIDTH] = pick(lane, picked[i % WIDTH]);
     }
     picked
 }
