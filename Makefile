@@ -148,6 +148,7 @@ zoo: release $(TOOLS) ## print every published figure: accuracy, speed, cost (he
 	$(PY) benches/speed.py
 	$(PY) benches/cost.py --peer --threads 1 2
 	$(PY) benches/calibration.py
+	$(PY) benches/corrections.py
 
 ncnn: release $(TOOLS) ## run the zoo's image models in ncnn, in float and int8 (heavy: downloads 500 MB)
 	$(PY) -m pip install --quiet -r benches/requirements.txt

@@ -35,6 +35,16 @@ pub(crate) fn note(effects: impl Iterator<Item = Effect>) -> Option<String> {
     ))
 }
 
+/// The same for one layer.
+pub(crate) fn remarks(effect: &Effect) -> Vec<String> {
+    let gain = 10.0 * (effect.before / effect.after).log10();
+    let rounding = effect.what.rounding && effect.before > 0.0 && effect.after > 0.0;
+    let rounded =
+        rounding.then(|| format!("weights rounded for its results: {gain:.1} dB less noise in them"));
+    let bias = effect.what.bias.then(|| "bias takes up the mean error".to_owned());
+    rounded.into_iter().chain(bias).collect()
+}
+
 /// What to correct.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Corrections {

@@ -16,9 +16,10 @@ use crate::calibration::Calibration;
 use crate::correct::{self, Corrections, LayerInputs};
 use crate::error::Result;
 use crate::given::Given;
-use crate::graph::{Graph, NodeId};
+use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
 use crate::qparams::Scheme;
+use crate::quantize::LayerRecord;
 use crate::quantize::balance::{self, Balance};
 use crate::quantize::weights::QuantizedWeights;
 use crate::ranges::Method;
@@ -73,19 +74,53 @@ impl Changes<'_> {
         model: &Model,
         balance: &Balance,
         weights: impl Fn(&Graph) -> Result<HashMap<NodeId, QuantizedWeights>>,
-    ) -> Result<(Model, Vec<String>)> {
+    ) -> Result<Corrected> {
         let equalized = (!balance.is_empty())
             .then(|| format!("channels of {} activations are brought to one scale", balance.len()));
-        let mut notes: Vec<String> = equalized.into_iter().collect();
-        let Some(inputs) = self.inputs.filter(|_| self.corrections != Corrections::default()) else {
-            return Ok((model.clone(), notes));
-        };
+        let notes = equalized.into_iter().collect();
         let graph = Graph::new(model.graph());
+        let mut corrected = Corrected { model: model.clone(), notes, layers: HashMap::new() };
+        for node in graph.nodes() {
+            corrected.remark(node.label(), balance::remarks(balance, &node.input, &node.output));
+        }
+        let Some(inputs) = self.inputs.filter(|_| self.corrections != Corrections::default()) else {
+            return Ok(corrected);
+        };
         let layers = weights(&graph)?;
-        let (corrected, effects) =
+        let (changed, effects) =
             correct::in_float((model, &graph), &layers, balance, (inputs, self.corrections))?;
-        notes.extend(correct::note(effects.into_iter()));
-        Ok((corrected, notes))
+        for (id, effect) in &effects {
+            corrected.remark(graph.node(*id).label(), correct::remarks(effect));
+        }
+        corrected.notes.extend(correct::note(effects.into_iter().map(|(_, effect)| effect)));
+        corrected.model = changed;
+        Ok(corrected)
+    }
+}
+
+/// A model that was changed for the sake of its integers.
+struct Corrected {
+    model: Model,
+    notes: Vec<String>,
+    /// What was done, by the label of the layer.
+    layers: HashMap<String, Vec<String>>,
+}
+
+impl Corrected {
+    fn remark(&mut self, layer: &str, remarks: Vec<String>) {
+        if !remarks.is_empty() {
+            self.layers.entry(layer.to_owned()).or_default().extend(remarks);
+        }
+    }
+
+    /// What was done for a layer that runs on integers goes into its record.
+    fn mark<'r>(
+        layers: &HashMap<String, Vec<String>>,
+        records: impl IntoIterator<Item = &'r mut LayerRecord>,
+    ) {
+        for record in records.into_iter().filter(|record| record.quantized) {
+            record.corrections = layers.get(&record.name).cloned().unwrap_or_default();
+        }
     }
 }
 

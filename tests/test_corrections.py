@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -172,6 +173,27 @@ def test_other_targets_correct_the_float_model(name: str, target: str) -> None:
     plain, both = error(), error(rounding="learned", bias_correction=True)
     assert 0 < both < 0.9 * plain
     assert error(bias_correction=True) < plain
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "ncnn", "ascend"])
+def test_layers_say_what_was_done(target: str) -> None:
+    model, feeds = LAYERS["dense"]()
+
+    def remarks(**options: Any) -> str:
+        config = rustq.QuantConfig(method="minmax", noise_price=0.0, threads=1, **options)
+        result = rustq.quantize(model, feeds, target=target, config=config)
+        (layer,) = (layer for layer in result.report.layers if layer.op_type == "Conv")
+        assert layer.quantized
+        assert layer.remark == "; ".join(layer.corrections)
+        assert list(layer.corrections) == result.report.to_dict()["layers"][0]["corrections"]
+        return layer.remark
+
+    rounded = r"weights rounded for its results: \d+\.\d dB less noise in them"
+    bias = "bias takes up the mean error"
+    assert remarks() == ""
+    assert remarks(bias_correction=True) == bias
+    assert re.fullmatch(rounded, remarks(rounding="learned"))
+    assert re.fullmatch(f"{rounded}; {bias}", remarks(rounding="learned", bias_correction=True))
 
 
 def test_learned_weights_lie_on_the_grid_that_is_found_by_them() -> None:

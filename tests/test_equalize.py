@@ -174,6 +174,8 @@ def test_factors_are_taken_up_by_the_weights() -> None:
     exact = [numpy_helper.to_array(t) for t in model.graph.initializer if len(t.dims) == 4]
     r = factors(outcome)
     assert r.min() < 0.2
+    ends = [layer["corrections"] for layer in outcome.layers if layer["op_type"] == "Conv"]
+    assert ends == [[f"channels of its {end} on one scale"] for end in ("output", "input")]
     first, second = weights(outcome)
     made, read = exact[0] / r[:, None, None, None], exact[1] * r[:, None, None]
     for (found, step), wanted in ((first, made), (second, read)):

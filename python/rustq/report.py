@@ -57,6 +57,8 @@ class LayerReport:
         activation_sqnr_db: signal-to-quantization-noise ratio of its output, in dB; infinite if
             exact, `None` if not measured.
         weight_sqnr_db: the same for its weight.
+        corrections: what was done to lose less, a line each: channels on one scale, weights rounded
+            for the layer's results, the bias corrected.
         macs: multiply-accumulates with weights for one sample, `None` if its shapes are not known.
         output_sqnr_db: for a layer that `max_drop` left in float, the model's output SQNR in dB if
             its int8 form were the only error, estimated; else `None`.
@@ -71,8 +73,14 @@ class LayerReport:
     outputs: tuple[TensorParams, ...] = ()
     activation_sqnr_db: float | None = None
     weight_sqnr_db: float | None = None
+    corrections: tuple[str, ...] = ()
     macs: int | None = None
     output_sqnr_db: float | None = None
+
+    @property
+    def remark(self) -> str:
+        """Why it stayed float, or what was done, in a line."""
+        return "; ".join(filter(None, (self.reason, *self.corrections)))
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> LayerReport:
@@ -86,6 +94,7 @@ class LayerReport:
         values = dict(record)
         for side in ("inputs", "outputs"):
             values[side] = tuple(_params(entry) for entry in values.get(side) or ())
+        values["corrections"] = tuple(values.get("corrections") or ())
         return cls(**values)
 
 
@@ -217,7 +226,7 @@ class Report:
                 (layer.weights or "int8") if layer.quantized else "float",
                 text.decibels(layer.weight_sqnr_db),
                 text.decibels(layer.activation_sqnr_db),
-                layer.reason,
+                layer.remark,
             )
             for layer in self.layers
         ]

@@ -25,7 +25,7 @@ pub(crate) fn in_float(
     layers: &HashMap<NodeId, QuantizedWeights>,
     balance: &Balance,
     (inputs, what): (&LayerInputs, Corrections),
-) -> Result<(Model, Vec<Effect>)> {
+) -> Result<(Model, Vec<(NodeId, Effect)>)> {
     let (mut writer, mut effects) = (Writer::new(graph), Vec::new());
     let mut layers: Vec<_> = layers.iter().collect();
     layers.sort_by_key(|(id, _)| **id);
@@ -37,7 +37,12 @@ pub(crate) fn in_float(
             exact: &exact,
             dims: &layer.dims,
             axis: channel_axis(graph, id),
-            grid: Grid::Integers { scale: &layer.params.scale, neighbours: &[], keeps_largest: true },
+            grid: Grid::Integers {
+                scale: &layer.params.scale,
+                neighbours: &[],
+                reach: &[],
+                keeps_largest: true,
+            },
             factors: balance.get(node.input[0].as_str()).map(|balanced| balanced.factors.as_slice()),
         };
         let (mut integers, mut bias) = (layer.values.to_vec(), weights::bias(graph, id)?);
@@ -45,7 +50,7 @@ pub(crate) fn in_float(
         let Some(effect) = weights.correct(moments, what, integers, bias.as_deref_mut()) else { continue };
         let rounded = what.rounding.then(|| tensor("", &layer.dims, &weights.on_grid(integers)));
         writer.replace_weights(id, rounded, bias.map(|bias| tensor("", &[bias.len()], &bias)));
-        effects.push(effect);
+        effects.push((id, effect));
     }
     Ok((apply(model.clone(), writer.patch)?, effects))
 }

@@ -7,9 +7,10 @@ use super::inputs::Moments;
 use super::rounding::descend;
 use crate::quantize::Encoded;
 
-/// Largest magnitude of an integer weight, and of the sum of two that are added up in 16 bits.
+/// Largest magnitude of an integer weight, and of the sum of two that are added up in 16 bits, each by what its input
+/// reaches of the largest integer.
 const LARGEST: i8 = 127;
-const LARGEST_SUM: i16 = 128;
+const LARGEST_SUM: f32 = 128.0;
 
 /// The weights of a layer, exact and what became of them.
 pub(crate) struct Weights<'w> {
@@ -30,6 +31,8 @@ pub(crate) enum Grid<'w> {
         scale: &'w [f32],
         /// For each input, the one whose product is added to its own in 16 bits; empty if none is.
         neighbours: &'w [Option<usize>],
+        /// For each input that has one, the share of the largest integer that it reaches.
+        reach: &'w [f32],
         /// Whether integers of the largest magnitude stay, because the scale will be found by them again.
         keeps_largest: bool,
     },
@@ -52,10 +55,11 @@ impl Grid<'_> {
             Self::Integers { keeps_largest: true, .. } if q[k].unsigned_abs() == LARGEST.unsigned_abs() => {
                 None
             }
-            Self::Integers { neighbours, .. } => {
+            Self::Integers { neighbours, reach, .. } => {
                 let value = q[k].checked_add(if up { 1 } else { -1 })?;
+                let product = |k: usize, q: i8| f32::from(q) * reach[k];
                 let neighbour = neighbours.get(k).copied().flatten();
-                let sum = neighbour.map_or(0, |other| (i16::from(q[other]) + i16::from(value)).abs());
+                let sum = neighbour.map_or(0.0, |other| (product(other, q[other]) + product(k, value)).abs());
                 (value.unsigned_abs() <= LARGEST.unsigned_abs() && sum <= LARGEST_SUM).then_some(value)
             }
             Self::Levels(encoded, levels) => {
@@ -76,6 +80,8 @@ pub(crate) struct Effect {
     pub before: f64,
     /// Now.
     pub after: f64,
+    /// What was corrected.
+    pub what: Corrections,
 }
 
 /// One output channel.
@@ -83,7 +89,9 @@ struct Channel {
     integers: Vec<i8>,
     /// What the bias has to take off.
     mean_error: f64,
-    effect: Effect,
+    /// Mean square error of the results, before and after.
+    before: f64,
+    after: f64,
 }
 
 impl Weights<'_> {
@@ -116,11 +124,12 @@ impl Weights<'_> {
                 self.channel(c, (&exact, nearest), (mean, second), (what.rounding, centred))
             })
             .collect();
-        let mut effect = Effect { before: 0.0, after: 0.0 };
+        let what = Corrections { rounding: what.rounding, bias: centred };
+        let mut effect = Effect { before: 0.0, after: 0.0, what };
         for (c, channel) in channels.iter().enumerate() {
             (0..width).for_each(|k| integers[place(c, k)] = channel.integers[k]);
-            effect.before += channel.effect.before;
-            effect.after += channel.effect.after;
+            effect.before += channel.before;
+            effect.after += channel.after;
         }
         if let Some(bias) = bias.filter(|_| centred) {
             bias.iter_mut().zip(&channels).for_each(|(b, channel)| *b -= channel.mean_error as f32);
@@ -176,7 +185,6 @@ impl Weights<'_> {
             (0.0, 0.0)
         };
         let taken_up = if centred { first * first } else { 0.0 };
-        let effect = Effect { before: before + taken_up, after };
-        Channel { mean_error: mean_error(&integers), integers, effect }
+        Channel { mean_error: mean_error(&integers), integers, before: before + taken_up, after }
     }
 }

@@ -8,7 +8,7 @@ mod record;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::layers::{Layers, Row, of_the_others, too_noisy, weighted};
-use super::{Options, explicit};
+use super::{Corrected, Options, explicit};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeExt, NodeId};
@@ -81,7 +81,8 @@ pub fn quantize(
             leave_room(graph, id, activations[reads_of[&id]].scale[0], limits);
         })
     };
-    let (model, mut notes) = options.changes.corrected(&equalized, &balance, weights)?;
+    let Corrected { model, mut notes, layers: changes } =
+        options.changes.corrected(&equalized, &balance, weights)?;
     notes.extend(layers.rescaled(&graph, &given));
     notes.extend(given.remarks(&graph, |value| activations.contains_key(value)));
     let graph = Graph::new(model.graph());
@@ -108,6 +109,7 @@ pub fn quantize(
     for (id, record) in &mut records {
         record.weight_sqnr_db = weights.get(id).map(|weights| weights.sqnr_db);
     }
+    Corrected::mark(&changes, records.iter_mut().map(|(_, record)| record));
     let layers = records.into_iter().map(|(_, record)| record).collect();
     let quantized = Quantized { model: model.clone(), layers, notes };
     Ok(Exported { quantized, record, explicit })

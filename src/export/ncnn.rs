@@ -20,9 +20,9 @@ mod simulation;
 mod splits;
 mod write;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use super::Options;
+use super::{Corrected, Options};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeId};
@@ -122,10 +122,12 @@ pub fn export(
     let graph = Graph::new(model.graph());
     graph.check()?;
     let calibration = calibration.filter(|_| format == Format::Int8);
-    let Planned { model, plans, table, notes } = planned((model, &graph), calibration, format, options)?;
+    let Planned { model, plans, table, notes, changes } =
+        planned((model, &graph), calibration, format, options)?;
     let graph = Graph::new(model.graph());
     let mut net = lowered(&model, &graph)?;
-    let int8::Quantized { layers, inputs } = int8::quantize((&mut net, &graph), plans, &options.given)?;
+    let int8::Quantized { mut layers, inputs } = int8::quantize((&mut net, &graph), plans, &options.given)?;
+    Corrected::mark(&changes, &mut layers);
     let table = table.or_else(|| (format == Format::Int8).then(|| int8::table(&net)));
     splits::insert(&mut net);
     let (param, bin) = (write::param(&net), write::bin(&net, format != Format::Float32));
@@ -142,6 +144,8 @@ struct Planned {
     /// The calibration table of the model as it was, if it was changed: that is what one makes a float export of.
     table: Option<String>,
     notes: Vec<String>,
+    /// What was changed, by the label of the layer.
+    changes: HashMap<String, Vec<String>>,
 }
 
 fn planned(
@@ -153,7 +157,13 @@ fn planned(
     let net = lowered(model, graph)?;
     let Some(calibration) = calibration else {
         let plans = int8::plans((&net, graph), None, format, options)?;
-        return Ok(Planned { model: model.clone(), plans, table: None, notes: Vec::new() });
+        return Ok(Planned {
+            model: model.clone(),
+            plans,
+            table: None,
+            notes: Vec::new(),
+            changes: HashMap::new(),
+        });
     };
     let scheme = Scheme::Symmetric;
     let (equalized, balance) = options.changes.equalized((model, graph), calibration, scheme)?;
@@ -162,7 +172,8 @@ fn planned(
     let plans = int8::plans((&net, graph), Some(&grids), format, options)?;
     let products: Vec<NodeId> = int8::with_grids(&net, &plans).map(|(id, _)| id).collect();
     let weights = |graph: &Graph| simulation::weights(graph, products.iter().copied(), &given);
-    let (changed, mut notes) = options.changes.corrected(&equalized, &balance, weights)?;
+    let Corrected { model: changed, mut notes, layers } =
+        options.changes.corrected(&equalized, &balance, weights)?;
     let used: HashSet<&str> = products.iter().map(|&id| graph.node(id).input[0].as_str()).collect();
     notes.extend(given.remarks(graph, |value| used.contains(value)));
     let table = match balance.is_empty() {
@@ -179,7 +190,7 @@ fn planned(
             Some(int8::table(&net))
         }
     };
-    Ok(Planned { model: changed, plans, table, notes })
+    Ok(Planned { model: changed, plans, table, notes, changes: layers })
 }
 
 /// `model`, whose graph this is, as layers.

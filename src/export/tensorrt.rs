@@ -18,7 +18,7 @@ pub use self::codes::quantize_weights;
 pub use self::lint::lint;
 use self::placement::Placement;
 use super::layers::{Layer, Layers, Row, of_the_others, too_noisy, weighted};
-use super::{Options, explicit};
+use super::{Corrected, Options, explicit};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeExt, NodeId};
@@ -110,7 +110,8 @@ pub fn quantize(
             }
         })
     };
-    let (model, mut notes) = options.changes.corrected(&equalized, &balance, weights)?;
+    let Corrected { model, mut notes, layers: changes } =
+        options.changes.corrected(&equalized, &balance, weights)?;
     notes.extend(given.remarks(&graph, |value| {
         activations.get(placement.root(value)).is_some_and(|params| given.get(value) == Some(params))
     }));
@@ -137,6 +138,7 @@ pub fn quantize(
     for (id, record) in &mut records {
         record.weight_sqnr_db = weights.get(id).map(|weights| weights.sqnr_db);
     }
+    Corrected::mark(&changes, records.iter_mut().map(|(_, record)| record));
     records.extend(others(&graph, &placement, &chosen, tensor));
     records.sort_by_key(|(id, _)| *id);
     // The cache is for the model as it was.

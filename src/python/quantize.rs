@@ -129,6 +129,7 @@ pub(super) fn layer_dict<'py>(py: Python<'py>, layer: &LayerRecord) -> PyResult<
     dict.set_item("weights", &layer.weights)?;
     dict.set_item("macs", layer.macs.map(|macs| macs.round() as u64))?;
     dict.set_item("weight_sqnr_db", layer.weight_sqnr_db)?;
+    dict.set_item("corrections", layer.corrections.clone())?;
     dict.set_item("activation_sqnr_db", sqnr.min_by(f64::total_cmp))?;
     dict.set_item("inputs", tensors(&layer.inputs)?)?;
     dict.set_item("outputs", tensors(&layer.outputs)?)?;

@@ -133,6 +133,13 @@ fn of_those<'m>(
     best.flatten().filter(|(_, b)| uneven(b)).collect()
 }
 
+/// Of which ends of a layer the channels are on one scale, for the user.
+pub(crate) fn remarks<S: AsRef<str>>(balance: &Balance, inputs: &[S], outputs: &[S]) -> Vec<String> {
+    let has_factors = |values: &[S]| values.iter().any(|value| balance.contains_key(value.as_ref()));
+    let ends = [("input", inputs), ("output", outputs)].into_iter().filter(|(_, values)| has_factors(values));
+    ends.map(|(end, _)| format!("channels of its {end} on one scale")).collect()
+}
+
 /// Whether a value that becomes integers can be divided by something before.
 fn can_be_divided(placement: &Placement, value: &str) -> bool {
     if placement.is_made_of_integers(value) {

@@ -5,6 +5,9 @@
 //! |q₂ⱼ + q₂ⱼ₊₁| ≤ 128, so the scale of a channel has to be at least |w₂ⱼ + w₂ⱼ₊₁| / 127: rounding adds 1 at the most.
 //! (Weights of opposite signs take from each other; each of them is within 127 anyway.)
 //!
+//! Few channels of an activation reach the largest integer. If channel k of the input is at most ρₖ · 255, the sum is exact
+//! with |ρ₂ⱼ q₂ⱼ + ρ₂ⱼ₊₁ q₂ⱼ₊₁| ≤ 128, which most pairs keep without any room: [`reach`].
+//!
 //! On x86 ONNX Runtime turns int8 activations between QuantizeLinear and DequantizeLinear into uint8 with the zero point 128, so
 //! the symmetric scheme needs that room as well.
 //!
@@ -12,9 +15,27 @@
 //! Depthwise convolutions have a kernel that adds in 32 bits. Which weights are neighbours, and that nothing else
 //! saturates, was found by giving ONNX Runtime 1.32 one pair of large weights at a time on such a processor.
 
+use crate::calibration::Channels;
 use crate::graph::NodeExt;
 use crate::kernels;
 use crate::onnx::NodeProto;
+use crate::qparams::QuantParams;
+
+/// What a channel is taken to reach, relative to the largest value that was seen of it. Both of a pair have to go beyond
+/// for a sum to saturate, and it is then off by what they do.
+const HEADROOM: f32 = 1.5;
+
+/// The share of the largest integer that each channel of a value reaches, given what was seen of the channels and what each
+/// is divided by before it is rounded to `params`.
+pub(super) fn reach(seen: &Channels, factors: Option<&[f32]>, params: &QuantParams) -> Vec<f32> {
+    let (lowest, highest) = (params.dtype.qmin(), params.dtype.qmax());
+    let (zero, span) = ((params.zero_point[0] - lowest) as f32, (highest - lowest) as f32);
+    let of_channel = |(c, &max): (usize, &f32)| {
+        let largest = max.max(0.0) / factors.map_or(1.0, |factors| factors[c]);
+        ((zero + (HEADROOM * largest / params.scale[0]).ceil()) / span).clamp(1.0 / span, 1.0)
+    };
+    seen.max().iter().enumerate().map(of_channel).collect()
+}
 
 /// Which weights of an operator are pairs.
 pub(super) enum Pairs {
@@ -120,6 +141,9 @@ fn greater(a: f32, b: f32) -> f32 {
 mod tests {
     use super::*;
     use crate::patch::{int_attribute, node};
+    use crate::qparams::{Range, Scheme};
+
+    const RANGE: Range = Range { min: -1.0, max: 1.0 };
 
     fn largest_sums(node: &NodeProto, values: &[f32], dims: &[usize], axis: usize) -> Vec<f32> {
         Pairs::of(node, dims, axis).largest_sums(values)
@@ -136,6 +160,20 @@ mod tests {
         assert_eq!(largest_sums(&conv, &row, &[1, 4, 2], 0), [80.0]);
         assert_eq!(neighbours(&conv, &[1, 4, 2], 0), [2, 3, 0, 1, 6, 7, 4, 5].map(Some));
         assert_eq!(neighbours(&conv, &[2, 3, 2], 0), [2, 4, 0, 5, 1, 3].map(Some).to_vec());
+    }
+
+    #[test]
+    fn channels_reach_less_than_the_largest_integer() {
+        let mut seen = Channels::along(-1);
+        seen.observe(&[2, 4], 0, &[0.5, -1.0, 0.0, 2.0, 0.1, 8.0, -3.0, 2.0]).unwrap();
+        let params = QuantParams { zero_point: vec![55], ..QuantParams::new(RANGE, Scheme::Asymmetric) };
+        let params = QuantParams { scale: vec![0.04], ..params };
+        let codes = |shares: Vec<f32>| shares.iter().map(|share| (share * 255.0).round()).collect::<Vec<_>>();
+        // 55 + 1.5 · 0.5 / 0.04; more than there is; the zero alone; 55 + 1.5 · 2 / 0.04.
+        assert_eq!(codes(reach(&seen, None, &params)), [74.0, 255.0, 55.0, 130.0]);
+        assert_eq!(codes(reach(&seen, Some(&[0.5, 1.0, 1.0, 0.5]), &params)), [93.0, 255.0, 55.0, 205.0]);
+        let symmetric = QuantParams { scale: vec![0.1], ..QuantParams::new(RANGE, Scheme::Symmetric) };
+        assert_eq!(codes(reach(&seen, None, &symmetric)), [136.0, 248.0, 128.0, 158.0]);
     }
 
     #[test]

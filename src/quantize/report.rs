@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::balance::Balance;
+use super::balance::{self, Balance};
 use super::cost::{Cost, multiplications};
 use super::noise::{decibels, sqnr_db};
-use super::sites::Sites;
+use super::sites::{Site, Sites};
 use super::weights::QuantizedWeights;
 use crate::calibration::Calibration;
+use crate::correct;
 use crate::given::Given;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::qparams::{QuantParams, Scheme};
@@ -33,6 +34,8 @@ pub struct LayerRecord {
     pub weights: String,
     /// Signal to noise ratio of its weights, in dB.
     pub weight_sqnr_db: Option<f64>,
+    /// What was done to lose less: channels on one scale, weights rounded for the results, the bias corrected.
+    pub corrections: Vec<String>,
     /// What it reads.
     pub inputs: Vec<TensorRecord>,
     /// What it makes.
@@ -51,6 +54,7 @@ impl LayerRecord {
             macs: None,
             weights: String::new(),
             weight_sqnr_db: None,
+            corrections: Vec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
         }
@@ -106,10 +110,18 @@ impl Decisions<'_, '_> {
             macs: Some(multiplications(self.graph, site, |value| self.calibration.elements(value))),
             weights: self.weights.get(&site.id).map_or(String::new(), |weights| weights.format().to_owned()),
             weight_sqnr_db: self.weights.get(&site.id).map(|weights| weights.sqnr_db),
+            corrections: if quantized { self.corrections(site) } else { Vec::new() },
             inputs: tensors(&site.inputs),
             outputs: tensors(&site.outputs),
             ..LayerRecord::unquantized(self.graph, site.id, self.reason(i))
         }
+    }
+
+    /// What was done for a site that runs on integers.
+    fn corrections(&self, site: &Site) -> Vec<String> {
+        let balanced = balance::remarks(self.balance, &site.inputs, &site.outputs);
+        let effect = self.weights.get(&site.id).and_then(|weights| weights.effect.as_ref());
+        balanced.into_iter().chain(effect.into_iter().flat_map(correct::remarks)).collect()
     }
 
     /// Why a site stays float; empty if it does not.

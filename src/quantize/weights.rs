@@ -56,6 +56,8 @@ pub(crate) struct Changes<'c> {
     pub factors: Factors<'c>,
     /// What they are corrected for.
     pub correction: Option<(&'c Moments, Corrections)>,
+    /// The share of the largest integer that each channel of the input reaches; `None`: any may be as large.
+    pub reach: Option<&'c [f32]>,
     /// The grid that they are on already, and its smallest code; nothing is corrected then.
     pub given: Option<(&'c QuantParams, i32)>,
 }
@@ -99,6 +101,17 @@ impl Inputs {
     /// The input channel that is the first of those that output `o` sees.
     pub fn first(&self, o: usize) -> usize {
         o / (self.outputs / self.groups.max(1)).max(1) * self.depth
+    }
+
+    /// How large the weights of `node` are, and with room for pairs of products of what each channel reaches.
+    fn extent(&self, node: &NodeProto, values: &Parts, dims: &[usize], reach: &[f32]) -> Extent {
+        let channels = Channels::new(dims, self.axis);
+        let mut extent = channels.extent(values, &Pairs::None);
+        let mut reached = values.all().into_owned();
+        self.take_up(Factors { input: Some(reach), output: None }, &mut reached);
+        let sums = Pairs::of(node, dims, self.axis).largest_sums(&reached);
+        kernels::raise_abs_max(&mut extent.limits[..sums.len()], &sums);
+        extent
     }
 
     /// Takes up factors of the channels.
@@ -146,7 +159,7 @@ pub(crate) fn quantize(
     id: NodeId,
     bias: Option<(&[f32], f32)>,
     grid: WeightGrid,
-    Changes { factors, correction, given }: Changes,
+    Changes { factors, correction, reach, given }: Changes,
 ) -> Result<QuantizedWeights> {
     let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
     let (mut values, dims) = (Parts::of(weight)?, shape(weight)?);
@@ -162,7 +175,13 @@ pub(crate) fn quantize(
         Inputs::of(graph.node(id), &dims, axis).take_up(factors, &mut scaled);
         values = Parts::from(scaled);
     }
-    let mut extent = extent(graph, id, &values, &dims, grid).checked(weight)?;
+    let inputs = Inputs::of(graph.node(id), &dims, axis);
+    let reach = reach.filter(|reach| inputs.groups == 1 && reach.len() == inputs.depth);
+    let mut extent = match reach.filter(|_| grid.pairs) {
+        Some(reach) => inputs.extent(graph.node(id), &values, &dims, reach),
+        None => extent(graph, id, &values, &dims, grid),
+    }
+    .checked(weight)?;
     let sizes = extent.limits.clone();
     let bias = bias.map(|(bias, scale)| (divided(bias, factors.output), scale));
     if let Some((bias, input_scale)) = &bias {
@@ -183,11 +202,14 @@ pub(crate) fn quantize(
         } else {
             Vec::new()
         };
+        let reach: Vec<f32> =
+            (0..neighbours.len()).map(|k| reach.map_or(1.0, |reach| reach[k / inputs.taps.max(1)])).collect();
         let levels = match &quantized.encoded {
             Some(encoded) => Grid::Levels(encoded, encoded.codec.sorted()),
             None => Grid::Integers {
                 scale: &quantized.params.scale,
                 neighbours: &neighbours,
+                reach: &reach,
                 keeps_largest: false,
             },
         };

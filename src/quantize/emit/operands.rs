@@ -9,6 +9,7 @@ use crate::ops::Role;
 use crate::patch::node;
 use crate::qparams::{Dtype, QuantParams, Range};
 use crate::quantize::low_bit::encode::Encoded;
+use crate::quantize::pairs;
 use crate::quantize::sites::Site;
 use crate::quantize::weights;
 use crate::tensor::{DataType, floats, is_float, shape, tensor, tensor_of_bytes};
@@ -94,10 +95,14 @@ impl<'m> Emitter<'_, 'm> {
         let bias = bias.map(|bias| (bias, input_scale));
         let factors = |value| plan.balance.get(value).map(|balanced| balanced.factors.as_slice());
         let factors = weights::Factors { input: factors(site.inputs[0]), output: factors(site.outputs[0]) };
+        let seen = plan.placement.calibration.channels(site.inputs[0]).filter(|c| !c.max().is_empty());
+        let params = &plan.activations[site.inputs[0]];
+        let reach = seen.map(|seen| pairs::reach(seen, factors.input, params));
         let correction = plan.correction(site.id);
         let changes = weights::Changes {
             factors,
             correction,
+            reach: reach.as_deref(),
             given: given.as_ref().map(|params| (params, plan.placement.given.lowest())),
         };
         let quantized = weights::quantize(plan.placement.graph, site.id, bias, plan.weights, changes)?;

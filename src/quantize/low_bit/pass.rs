@@ -153,7 +153,8 @@ impl Taken {
     /// A record that says so.
     pub fn marked(&self, record: LayerRecord) -> LayerRecord {
         let (weights, weight_sqnr_db) = (self.codec.to_owned(), Some(self.sqnr_db));
-        LayerRecord { quantized: true, reason: String::new(), weights, weight_sqnr_db, ..record }
+        let corrections = self.effect.iter().flat_map(correct::remarks).collect();
+        LayerRecord { quantized: true, reason: String::new(), weights, weight_sqnr_db, corrections, ..record }
     }
 }
 
