@@ -380,8 +380,11 @@ def _parameters(
     block_size: int,
 ) -> tuple[Array, Array, tuple[int, int], tuple[int, int, int]]:
     place = _place(shape, axis, block_size)
-    plain = isinstance(scale, float | np.floating) and isinstance(zero_point, int | np.integer)
-    if axis is None and plain:
+    if (
+        axis is None
+        and isinstance(scale, float | np.floating)
+        and isinstance(zero_point, int | np.integer)
+    ):
         return (*_pair(scale, zero_point, dtype), _LIMITS[dtype], place)
     scales, zeros = _each(scale, zero_point, dtype)
     if axis is not None and block_size:
