@@ -10,7 +10,11 @@ use crate::error::Result;
 use crate::mapped;
 use crate::onnx::TensorProto;
 
-/// Values of a float32, float16, bfloat16 or float64 tensor.
+/// Bytes of a mapped file that may stay in this process's memory as long as they are looked at: for as many, reading them twice
+/// costs less than giving their pages back and asking for them again.
+const KEPT: usize = 1 << 26;
+
+/// Values of a float32, float16, bfloat16 or float64 tensor. The pages of a mapped file are given back in the end.
 pub struct Parts<'t> {
     source: Source<'t>,
     length: usize,
@@ -18,8 +22,16 @@ pub struct Parts<'t> {
 
 enum Source<'t> {
     /// Little-endian float32, aligned or not.
-    Bytes(&'t [[u8; 4]]),
+    Bytes(Pages<'t>),
     Values(Vec<f32>),
+}
+
+struct Pages<'t>(&'t [[u8; 4]]);
+
+impl Drop for Pages<'_> {
+    fn drop(&mut self) {
+        mapped::release(self.0.as_flattened());
+    }
 }
 
 impl<'t> Parts<'t> {
@@ -32,7 +44,7 @@ impl<'t> Parts<'t> {
         let is_float32 = tensor.data_type() == DataType::Float as i32;
         let raw = tensor.raw_data.as_deref().filter(|raw| is_float32 && !raw.is_empty());
         let source = match raw.map(<[u8]>::as_chunks) {
-            Some((values, [])) if values.len() == length => Source::Bytes(values),
+            Some((values, [])) if values.len() == length => Source::Bytes(Pages(values)),
             _ => Source::Values(floats(tensor)?),
         };
         Ok(Self { source, length })
@@ -48,15 +60,11 @@ impl<'t> Parts<'t> {
         self.part(0..self.length)
     }
 
-    /// A copy of all of them. Gives the pages of a mapped file back.
+    /// A copy of all of them.
     pub fn into_vec(self) -> Vec<f32> {
         match self.source {
             Source::Values(values) => values,
-            Source::Bytes(bytes) => {
-                let values = self.all().into_owned();
-                mapped::release(bytes.as_flattened());
-                values
-            }
+            Source::Bytes(_) => self.all().into_owned(),
         }
     }
 
@@ -64,7 +72,7 @@ impl<'t> Parts<'t> {
     fn part(&self, range: Range<usize>) -> Cow<'_, [f32]> {
         match &self.source {
             Source::Values(values) => Cow::Borrowed(&values[range]),
-            Source::Bytes(bytes) => {
+            Source::Bytes(Pages(bytes)) => {
                 let bytes = &bytes[range];
                 match bytemuck::try_cast_slice(bytes.as_flattened()) {
                     Ok(values) if cfg!(target_endian = "little") => Cow::Borrowed(values),
@@ -75,17 +83,19 @@ impl<'t> Parts<'t> {
     }
 
     /// What `of` says about each part of `size` values, the last one being shorter, in order. Gives the pages of a mapped
-    /// file back.
+    /// file back at once, if they are many.
     pub fn map<T: Send>(&self, size: usize, of: impl Fn(usize, &[f32]) -> T + Sync) -> Vec<T> {
         let starts = (0..self.length).into_par_iter().step_by(size.max(1));
         let parts = starts.map(|start| {
             let range = start..self.length.min(start + size);
-            if let Source::Bytes(bytes) = &self.source {
-                mapped::fetch(bytes[range.clone()].as_flattened());
-            }
-            let answer = of(start, &self.part(range.clone()));
-            if let Source::Bytes(bytes) = &self.source {
-                mapped::release(bytes[range].as_flattened());
+            let bytes = match &self.source {
+                Source::Bytes(Pages(bytes)) => bytes[range.clone()].as_flattened(),
+                Source::Values(_) => &[],
+            };
+            mapped::fetch(bytes);
+            let answer = of(start, &self.part(range));
+            if size_of::<f32>() * self.length > KEPT {
+                mapped::release(bytes);
             }
             answer
         });
