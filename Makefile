@@ -19,7 +19,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/maturin
 WITH_PYTHON := PYO3_PYTHON="$(abspath $(PY))"
 
-.PHONY: help demo develop test test-rust test-python test-tensorrt test-pnnx test-browser screenshot test-frameworks check format lint lint-rust lint-python docs docs-rust site bench bench-fold bench-peers bench-large bench-targets zoo ncnn \
+.PHONY: help demo develop test test-rust test-python test-tensorrt test-pnnx test-browser screenshot notebooks test-frameworks check format lint lint-rust lint-python docs docs-rust site bench bench-fold bench-peers bench-large bench-targets zoo ncnn \
 	exhaustive test-aarch64 sanitize fuzz audit \
 	release wheel wheels test-wheel test-wheel-aarch64 sdist test-sdist clean
 
@@ -52,6 +52,10 @@ test-pnnx: $(INSTALLED) $(TOOLS) ## compare with pnnx, ncnn's own converter (85 
 BROWSER := $(VENV)/.browser
 test-browser: $(INSTALLED) $(BROWSER) ## open the report in Chromium, light, dark, on a phone, with the keyboard, 500 layers (Debian: apt install chromium)
 	$(PY) -m pytest tests/test_browser.py
+
+notebooks: $(INSTALLED) $(TOOLS) ## run the notebooks of examples/ again, and keep what they print (downloads 300 MB)
+	$(PY) -m pip install --quiet -r benches/requirements.txt -r requirements-notebooks.txt
+	$(PY) scripts/notebooks.py
 
 screenshot: $(INSTALLED) $(BROWSER) ## take the README's picture of the report again
 	$(PY) scripts/screenshot.py
@@ -126,6 +130,9 @@ lint-python: $(INSTALLED) $(TOOLS)
 	$(PY) scripts/draw_concepts.py --check
 	$(PY) scripts/licences.py --check
 	$(PY) scripts/translations.py
+	$(PY) scripts/report_schema.py --check
+	$(PY) scripts/notebooks.py --check
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 docs: docs-rust site ## build the documentation: of the Rust code, private items too, and the site; a warning fails
 

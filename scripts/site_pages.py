@@ -7,15 +7,17 @@ links to becomes a page itself, so that the site is whole without the repository
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
+LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|data:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 CODE = re.compile(
     r"^(?P<fence>```+|~~~+)[^\n]*\n.*?^(?P=fence)$|(?<!`)`[^`\n]+`(?!`)", re.MULTILINE | re.DOTALL
 )
@@ -65,9 +67,9 @@ def repository_path(place: str) -> str:
 
 def linked(path: str) -> list[str]:
     """The files of the repository that a Markdown file links to."""
-    if not path.endswith(".md"):
+    if not path.endswith((".md", ".ipynb")):
         return []
-    text = CODE.sub("", (ROOT / path).read_text(encoding="utf-8"))
+    text = CODE.sub("", shown(path, (ROOT / path).read_text(encoding="utf-8")))
     targets = (_target(path, match[1]) for match in LINK.finditer(text))
     return sorted({target for target in targets if (ROOT / target).is_file()})
 
@@ -90,11 +92,32 @@ def moved(text: str, path: str) -> str:
 
 
 def shown(path: str, text: str) -> str:
-    """What the page of a file says: itself, or, where it is no Markdown, its source."""
+    """What the page of a file says: itself, or, where it is no Markdown, its source; of a notebook
+    its cells and what they gave."""
     if path.endswith(".md"):
         return text
+    if path.endswith(".ipynb"):
+        return "\n\n".join(part for cell in json.loads(text)["cells"] for part in _cell(cell))
     language = LANGUAGES.get(Path(path).suffix, "text")
     return f"# {path}\n\n~~~~~~{language}\n{text}\n~~~~~~\n"
+
+
+def _cell(cell: dict[str, Any]) -> Iterator[str]:
+    """A cell of a notebook, and its outputs, as Markdown."""
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        yield source
+        return
+    yield f"~~~~~~python\n{source}\n~~~~~~"
+    printed = ""
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        if "image/png" in data:
+            yield f"![output](data:image/png;base64,{''.join(data['image/png']).strip()})"
+        else:
+            printed += "".join(output.get("text", data.get("text/plain", "")))
+    if printed:
+        yield f"~~~~~~text\n{printed.rstrip()}\n~~~~~~"
 
 
 def _target(path: str, link: str) -> str:

@@ -258,7 +258,14 @@ def test_compare(run: Any, model: Path, data: Path) -> None:
     quantized = model.with_name("digits.int8.onnx")
     ran = run("compare", model, quantized, "--data", data)
     assert (ran.status, ran.err) == (0, "")
-    for part in ("SQNR", "cosine", "top-1", "latency, 1 thread", "size"):
+    for part in (
+        "SQNR",
+        "cosine",
+        "top-1",
+        "latency, 1 thread",
+        "size",
+        "operators run on integers",
+    ):
         assert part in ran.out
     values = run("compare", model, quantized, "--data", data, "--json").json()
     assert values["samples"] == 8

@@ -12,12 +12,14 @@ import pytest
 import rustq
 from onnx import TensorProto, helper, numpy_helper
 from rustq import cli, demo
+from rustq.api import prepared
 from rustq.fusion import Fusion, fusion
 from rustq.fusion_rules import expected
 from rustq.page import comparison_page, quantization_page
 from rustq.page.advice import ADVICE, advice
 from rustq.page.charts import histogram
 from rustq.page.facts import Facts, Sources
+from rustq.page.reading import read_report
 from rustq.page.render import render
 from rustq.report import Report
 
@@ -118,6 +120,50 @@ def test_a_page_about_a_comparison(result: rustq.QuantizedModel, tmp_path: Path)
     parsed = Page(page)
     assert {"good", "fast", "fusion", "next"} <= set(parsed.ids)
     assert compared.outputs[0].name in parsed.text
+    model, data = demo.model_path(), demo.calibration()
+    page = comparison_page(tmp_path / "c.html", compared, path, model=model, data=data).read_text()
+    parsed = Page(page)
+    assert {"layers", "float"} <= set(parsed.ids)
+    assert page.count("<figcaption>weights ") > 8
+
+
+def test_layers_read_off_a_file_are_those_of_the_report(result: rustq.QuantizedModel) -> None:
+    folded = prepared(rustq.load(demo.model_path()))
+    found = read_report(folded, result.to_bytes())
+    assert found is not None
+    layers = {layer.name: layer for layer in found.layers}
+    for layer in result.report.layers:
+        same = layers[layer.name]
+        assert (same.quantized, same.weights) == (layer.quantized, layer.weights)
+        if same.outputs:
+            assert same.outputs[0].name == layer.outputs[0].name
+            assert same.outputs[0].scale == pytest.approx(layer.outputs[0].scale)
+            assert same.outputs[0].zero_point == layer.outputs[0].zero_point
+    assert {layer.op_type for layer in found.layers if layer.name not in layers} <= {"Relu"}
+    assert read_report(folded, demo.model_path().read_bytes()) is None
+
+
+def test_another_tools_file(tmp_path: Path) -> None:
+    """Its values have the float model's names, and so it is told what it does, layer by layer."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._feeds = iter(demo.calibration())
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self._feeds, None)
+
+    folded, path = tmp_path / "float.onnx", tmp_path / "theirs.onnx"
+    rustq.fold(demo.model_path()).save(folded)
+    quantize_static(folded, path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
+    compared = rustq.compare(folded, path, demo.calibration())
+    page = tmp_path / "r.json"
+    comparison_page(page, compared, path, model=folded, data=demo.calibration())
+    found = json.loads(page.read_text())
+    convolutions = [x for x in found["report"]["layers"] if x["op_type"] == "Conv"]
+    assert len(convolutions) == 10 and all(x["quantized"] for x in convolutions)
+    assert sum(found["shares"].values()) == pytest.approx(1)
 
 
 def test_in_a_notebook_and_from_the_result(result: rustq.QuantizedModel, tmp_path: Path) -> None:

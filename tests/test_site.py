@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ pytest.importorskip("mkdocs", reason="make docs installs it")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 site_pages = pytest.importorskip("site_pages")
+notebooks = pytest.importorskip("notebooks")
 
 
 @pytest.mark.parametrize(
@@ -53,3 +55,52 @@ def test_a_source_file_is_shown_as_it_is() -> None:
     text = (ROOT / "src/export.rs").read_text(encoding="utf-8")
     page = site_pages.shown("src/export.rs", text)
     assert text in page and "rust" in page.splitlines()[2]
+
+
+def notebook(*outputs: dict[str, object], count: int = 1) -> str:
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "[a guide](../docs/ncnn.md)"]},
+        {
+            "cell_type": "code",
+            "source": ["print(1)\n", "2"],
+            "execution_count": count,
+            "outputs": outputs,
+        },
+    ]
+    return json.dumps({"cells": cells})
+
+
+PRINTED = {"output_type": "stream", "name": "stdout", "text": ["1\n"]}
+RETURNED = {"output_type": "execute_result", "data": {"text/plain": ["2"]}}
+PICTURE = "iVBORw0K" * 1000  # longer than a file's name may be
+DRAWN = {
+    "output_type": "display_data",
+    "data": {"image/png": PICTURE, "text/plain": ["<Image>"]},
+}
+
+
+def test_a_notebook_is_a_page() -> None:
+    page = site_pages.shown("examples/a.ipynb", notebook(PRINTED, RETURNED, DRAWN))
+    assert page.startswith("# Title\n[a guide](../docs/ncnn.md)\n\n~~~~~~python\nprint(1)\n2\n")
+    assert "~~~~~~text\n1\n2\n~~~~~~" in page
+    assert f"(data:image/png;base64,{PICTURE})" in page and "<Image>" not in page
+    assert "[a guide](../../ncnn.md)" in site_pages.moved(page, "examples/a.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ("not run", notebook(PRINTED, count=2)),
+        ("complains", notebook({**PRINTED, "name": "stderr"})),
+        ("failed", notebook({"output_type": "error"})),
+        ("place", notebook({**PRINTED, "text": ["/home/somebody/model.onnx"]})),
+        ("place", notebook({**PRINTED, "text": ["<Model at 0x7f2a91c0d5e0>"]})),
+        ("bytes", notebook({**PRINTED, "text": ["much " * 50_000]})),
+    ],
+)
+def test_what_a_notebook_should_not_show(fault: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "n.ipynb"
+    path.write_text(text, encoding="utf-8")
+    assert any(fault in line for line in notebooks.faults(path))
+    path.write_text(notebook(PRINTED, RETURNED, DRAWN), encoding="utf-8")
+    assert list(notebooks.faults(path)) == []

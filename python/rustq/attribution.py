@@ -161,6 +161,7 @@ def _put_float_layers(
 
     there = {tensor.name for tensor in simulated.initializer}
     weights = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in there}
+    added: set[str] = set()
     for step in steps:
         if not step.layer:
             continue
@@ -172,10 +173,13 @@ def _put_float_layers(
             for position, name in enumerate(copy.output):
                 copy.output[position] = name + BESIDE if name else name
             for position, name in enumerate(copy.input):
-                if name in inner:
+                if name in inner or name in weights:
                     copy.input[position] = name + BESIDE
-                elif name in weights:
-                    simulated.initializer.append(weights.pop(name))
+                if name in weights and name not in added:
+                    added.add(name)
+                    tensor = simulated.initializer.add()
+                    tensor.CopyFrom(weights[name])
+                    tensor.name += BESIDE
             simulated.node.append(copy)
 
 

@@ -123,7 +123,7 @@ def commands(context: click.Context) -> None:
         context.exit(2)
 
 
-@commands.command()
+@commands.command(short_help="Quantize a model to INT8.")
 @click.argument("model", type=MODEL)
 @click.option(
     "--data", metavar="PATH", help=f"{DATA_HELP} Or a file from 'rustq calibrate'. None: dynamic."
@@ -290,7 +290,7 @@ def _list_unsupported(
     return 1 if found else 0
 
 
-@commands.command()
+@commands.command(short_help="Observe a model on data once, for every method and target.")
 @click.argument("model", type=MODEL)
 @click.option("--data", metavar="PATH", required=True, help=DATA_HELP)
 @click.option("-o", "--output", type=MODEL, help="File to write.  [default: MODEL.calibration]")
@@ -334,7 +334,7 @@ def calibrate(
     _next(f"quantize {_quoted(model)} --data {_quoted(path)}")
 
 
-@commands.command()
+@commands.command(short_help="Fold constant arithmetic into the weights.")
 @click.argument("model", type=MODEL)
 @click.option("-o", "--output", type=MODEL, help="File to write.  [default: MODEL.folded.onnx]")
 @external_data
@@ -376,7 +376,7 @@ def fold(model: Path, output: Path | None, external_data: bool | None, as_json: 
     click.echo(f"wrote {', '.join(map(str, files))}")
 
 
-@commands.command()
+@commands.command(short_help="Show what a model is made of.")
 @click.argument("model", type=MODEL)
 @as_json
 def inspect(model: Path, as_json: bool) -> None:
@@ -456,7 +456,7 @@ def _prospect(op_counts: dict[str, int], weight_bytes: int) -> str:
     )
 
 
-@commands.command()
+@commands.command(short_help="Rank the layers by what int8 does to the outputs.")
 @click.argument("model", type=MODEL)
 @click.option("--data", metavar="PATH", required=True, help=DATA_HELP)
 @click.option("--scheme", type=click.Choice(SCHEMES), help="[default: the target's]")
@@ -505,7 +505,7 @@ def sensitivity(
     click.echo(found.summary())
 
 
-@commands.command()
+@commands.command(short_help="Run two models on the same data: error, size, latency.")
 @click.argument("model", type=MODEL)
 @click.argument("quantized", type=MODEL)
 @click.option("--data", metavar="PATH", required=True, help=DATA_HELP)
@@ -525,6 +525,8 @@ def compare(
     report = report and checked_output(report)
     from rustq.comparison import COST_HEADER, OUTPUT_HEADER
     from rustq.comparison import compare as compare_models
+    from rustq.fusion import fusion
+    from rustq.page.facts import Facts
 
     settings = config(images=images, threads=threads)
     result = compare_models(model, quantized, Path(data), config=settings, progress=True)
@@ -532,7 +534,9 @@ def compare(
         from rustq.page import comparison_page
 
         about = {"float model": model, "quantized model": quantized}
-        comparison_page(report, result, quantized, files=about)
+        comparison_page(
+            report, result, quantized, model=model, data=Path(data), config=settings, files=about
+        )
     if as_json:
         console.show_json(result.to_dict())
         return
@@ -540,10 +544,11 @@ def compare(
         f"outputs over {result.samples} samples", OUTPUT_HEADER, result.output_rows()
     )
     console.show_table("cost in ONNX Runtime", COST_HEADER, result.cost_rows())
+    console.show_advice(Facts(comparison=result, fusion=fusion(quantized)))
     console.show_notes(result.notes)
 
 
-@commands.command()
+@commands.command(short_help="Quantize a small model that ships with rustq.")
 @as_json
 def demo(as_json: bool) -> None:
     """Quantize a small model that ships with rustq and show what that costs and gains."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,10 @@ from rustq import text
 from rustq.plain import plain
 from rustq.report import Report
 
-__all__ = ["show_json", "show_notes", "show_quantized", "show_table"]
+if TYPE_CHECKING:
+    from rustq.page.facts import Facts
+
+__all__ = ["show_advice", "show_json", "show_notes", "show_quantized", "show_table"]
 
 
 def show_json(value: Any) -> None:
@@ -46,6 +49,16 @@ def show_notes(notes: Sequence[str], *, most: int = 5) -> None:
         click.echo(f"note: {note}")
     if len(notes) > most:
         click.echo(f"note: {len(notes) - most} more, see --json")
+
+
+def show_advice(facts: Facts) -> None:
+    """What the runtime makes of a quantized model, and what to try next."""
+    from rustq.page.advice import advice
+
+    if facts.fusion and facts.fusion.kernels:
+        click.echo(facts.fusion.summary())
+    for line in advice(facts):
+        click.echo(f"try next: {line}")
 
 
 def show_quantized(report: Report, *, reasons: int = 5) -> None:

@@ -17,11 +17,14 @@ from rustq.page.facts import Facts, Scores, Sources, contents
 from rustq.page.render import render
 
 if TYPE_CHECKING:
+    from rustq import _rustq
     from rustq.measuring import Metric
     from rustq.model import QuantizedModel
+    from rustq.report import Report
 
 __all__ = ["comparison_page", "quantization_page"]
 
+_NOTHING: Mapping[str, float] = {}
 SAMPLES = 16
 """Feeds that the layers' shares of the error are measured on."""
 
@@ -60,11 +63,11 @@ def quantization_page(
 
     config = config or QuantConfig()
     measured, scores = None, None
-    shares: Mapping[str, float] = {}
+    shares = _NOTHING
     if model is not None and data is not None:
         model, data = exported(model, repeatable(data))
         measured = compare(model, result, data, config=config)
-        shares = _shares(model, result, data, config)
+        shares = _shares_of(model, result, data, config)
     if model is not None and metric is not None:
         scores = _scores(model, result, metric, config)
     serialized = result.to_bytes()
@@ -83,6 +86,9 @@ def comparison_page(
     comparison: Comparison,
     quantized: str | os.PathLike[str],
     *,
+    model: Any = None,
+    data: Any = None,
+    config: QuantConfig | None = None,
     files: dict[str, Path] | None = None,
 ) -> Path:
     """Writes the page about two models that were compared.
@@ -91,33 +97,67 @@ def comparison_page(
         path: see `quantization_page`.
         comparison: what `rustq.compare` found.
         quantized: the quantized model's file.
+        model: the float model; with it and `data`, what is quantized is read off the file, and each
+            layer's share of the error is measured.
+        data: see `rustq.compare`.
+        config: what the models were compared with.
         files: see `quantization_page`.
 
     Raises:
         OSError: a file cannot be read or written.
         ModelError: ONNX Runtime does not accept the quantized model.
     """
-    facts = Facts(comparison=comparison, fusion=fusion(Path(quantized)))
-    return _written(path, facts, Sources(files=files or {}))
+    report, shares = None, _NOTHING
+    content = Path(quantized).read_bytes()
+    if model is not None and data is not None:
+        report, shares = _read_off(model, content, data, config or QuantConfig())
+    facts = Facts(report, comparison, fusion(Path(quantized)), shares)
+    return _written(path, facts, Sources(model=content if report else b"", files=files or {}))
 
 
-def _shares(
+def _read_off(
+    model: Any, quantized: bytes, data: Any, config: QuantConfig
+) -> tuple[Report | None, Mapping[str, float]]:
+    """The layers of a quantized file and their shares, as far as it has the float model's names."""
+    from rustq.api import as_model, prepared
+    from rustq.model import core_of
+    from rustq.page.reading import read_report
+
+    folded = prepared(as_model(model))
+    report = read_report(folded, quantized)
+    if report is None:
+        return None, _NOTHING
+    return report, _shares(folded, core_of(quantized), report, data, config)
+
+
+def _shares_of(
     model: Any, result: QuantizedModel, data: Any, config: QuantConfig
 ) -> Mapping[str, float]:
     """Each int8 layer's share of the error of the outputs, if it can be measured here."""
-    from rustq import attribution
     from rustq.api import as_model, prepared
+
+    if not result._target.measured:
+        return _NOTHING
+    folded, options = prepared(as_model(model)), result._target.session_options
+    return _shares(folded, result._core, result.report, data, config, options)
+
+
+def _shares(
+    folded: _rustq.Model,
+    quantized: _rustq.Model,
+    report: Report,
+    data: Any,
+    config: QuantConfig,
+    options: Mapping[str, Any] = _NOTHING,
+) -> Mapping[str, float]:
+    from rustq import attribution
     from rustq.data import feeds
     from rustq.measuring import Sessions
     from rustq.runner import inputs_of_model
 
-    target = result._target
-    if not target.measured:
-        return {}
-    folded = prepared(as_model(model))
-    samples = islice(feeds(data, inputs_of_model(result._core), config.images), SAMPLES)
-    run_as = Sessions(config, target.session_options)
-    return attribution.shares(folded, result._core, result.report.layers, list(samples), run_as)
+    samples = islice(feeds(data, inputs_of_model(quantized), config.images), SAMPLES)
+    run_as = Sessions(config, options)
+    return attribution.shares(folded, quantized, report.layers, list(samples), run_as)
 
 
 def _scores(model: Any, result: QuantizedModel, metric: Metric, config: QuantConfig) -> Scores:
