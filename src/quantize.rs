@@ -70,6 +70,8 @@ pub struct Options {
     pub noise_price: f64,
     /// Whether channels of very different size are brought to [one scale](balance), where calibration saw each of them.
     pub equalize: bool,
+    /// Whether weights leave room for pairs of products by what was seen of each channel, where calibration saw them.
+    pub by_channel: bool,
     /// Whether every value that becomes integers keeps its name, though nothing reads it by that.
     pub named: bool,
     /// What to correct, if inputs of the layers are given.
@@ -143,6 +145,7 @@ pub fn quantize_static(
         activations: &activations,
         balance: &balance,
         named: options.named,
+        by_channel: options.by_channel,
         scheme: options.scheme,
         wide: options.wide,
         weights: options.weights,

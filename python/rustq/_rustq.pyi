@@ -195,6 +195,7 @@ def quantize_static(
     rounding: str = "nearest",
     bias_correction: bool = False,
     equalize: bool = False,
+    by_channel: bool = False,
     named: bool = False,
     weights: tuple[str, int | None, bool] | None = None,
     wide: bool = False,

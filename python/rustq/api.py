@@ -375,6 +375,8 @@ class Task:
         self, excluded: Sequence[str] = (), *, everything: bool = False, named: bool = False
     ) -> Outcome:
         """What the target makes of it with these nodes in float, besides those of the config."""
+        from rustq.runner import observes_channels
+
         _rustq.trim_memory()  # what sessions before it have left
         excludes = self.config.excludes
         names = {name for name, op_type in self.model.nodes if excludes(name, op_type)}
@@ -390,6 +392,7 @@ class Task:
             self.shapes,
             named,
             self.given,
+            observes_channels(self.config, self.method),
         )
         return self.runtime.make(job)
 

@@ -28,6 +28,7 @@ __all__ = [
     "channels_to_observe",
     "inputs_of_model",
     "lanes",
+    "observes_channels",
     "session",
     "ways",
 ]
@@ -327,8 +328,15 @@ def _threads(config: QuantConfig) -> int:
 def channels_to_observe(model: _rustq.Model, config: QuantConfig) -> Mapping[str, int]:
     """Whose channels are counted one by one, along which axis: none where nobody will ask, since it
     costs a copy of many values."""
-    may_equalize = config.method == "auto" if config.equalize is None else config.equalize
-    return model.channels_to_observe() if may_equalize else {}
+    return model.channels_to_observe() if observes_channels(config) else {}
+
+
+def observes_channels(config: QuantConfig, method: str | None = None) -> bool:
+    """Whether channels are counted one by one for this configuration; where it was chosen among
+    several, `method` is what was asked for."""
+    if config.equalize is False and method is None:
+        return False
+    return bool(config.equalize) or (method or config.method) == "auto"
 
 
 def _possible(

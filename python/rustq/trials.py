@@ -131,7 +131,8 @@ def chosen(task: Task, excerpt: Excerpt) -> Task:
     task = replace(task, inputs=layer_inputs(task.model, excerpt, widest, seen))
     least, best, most = math.inf, candidates[0], None
     for candidate in candidates:
-        outcome = replace(task, config=candidate.config(task.config)).outcome()
+        tried = candidate.config(task.config)
+        outcome = replace(task, config=tried, method=task.config.method).outcome()
         int8 = _int8_macs(outcome)
         most = int8 if most is None else most
         if int8 < SHARE * most:

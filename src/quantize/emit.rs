@@ -48,6 +48,8 @@ pub(crate) struct Plan<'p, 'm> {
     pub balance: &'p Balance<'m>,
     /// Whether every value that becomes integers has its name, read or not.
     pub named: bool,
+    /// Whether weights leave room for pairs of products by what was seen of each channel.
+    pub by_channel: bool,
     pub scheme: Scheme,
     /// Whether activations have 16 bits.
     pub wide: bool,

@@ -49,6 +49,8 @@ class Job:
         named: whether every value that becomes integers keeps its name, though nothing reads it.
         given: parameters that the model came with, which are kept; the calibration may be empty
             then.
+        by_channel: whether what was seen of single channels counts: where the configuration would
+            have had them observed, so that a calibration gives what its data would.
     """
 
     model: _rustq.Model
@@ -61,6 +63,7 @@ class Job:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     named: bool = False
     given: _rustq.Given | None = None
+    by_channel: bool = False
 
     def codes(self, block_size: int, *, standard: bool = False) -> tuple[str, int | None, bool]:
         """How weights are coded: the number format, the inputs that share a scale, of which

@@ -95,7 +95,8 @@ impl<'m> Emitter<'_, 'm> {
         let bias = bias.map(|bias| (bias, input_scale));
         let factors = |value| plan.balance.get(value).map(|balanced| balanced.factors.as_slice());
         let factors = weights::Factors { input: factors(site.inputs[0]), output: factors(site.outputs[0]) };
-        let seen = plan.placement.calibration.channels(site.inputs[0]).filter(|c| !c.max().is_empty());
+        let seen = plan.placement.calibration.channels(site.inputs[0]);
+        let seen = seen.filter(|channels| plan.by_channel && !channels.max().is_empty());
         let params = &plan.activations[site.inputs[0]];
         let reach = seen.map(|seen| pairs::reach(seen, factors.input, params));
         let correction = plan.correction(site.id);
