@@ -25,8 +25,7 @@ pub(crate) fn note(effects: impl Iterator<Item = Effect>) -> Option<String> {
     if corrected > 0 && effects.iter().all(|e| e.after == 0.0) {
         return Some(format!("corrections: the biases of {corrected} layers take up the mean error"));
     }
-    let mut gains: Vec<f64> =
-        effects.iter().filter(|e| e.after > 0.0).map(|e| 10.0 * (e.before / e.after).log10()).collect();
+    let mut gains: Vec<f64> = effects.iter().filter(|e| e.after > 0.0).map(Effect::gain_db).collect();
     gains.sort_unstable_by(f64::total_cmp);
     let (layers, median) = (gains.len(), gains.get(gains.len() / 2)?);
     Some(format!(
@@ -37,7 +36,7 @@ pub(crate) fn note(effects: impl Iterator<Item = Effect>) -> Option<String> {
 
 /// The same for one layer.
 pub(crate) fn remarks(effect: &Effect) -> Vec<String> {
-    let gain = 10.0 * (effect.before / effect.after).log10();
+    let gain = effect.gain_db();
     let rounding = effect.what.rounding && effect.before > 0.0 && effect.after > 0.0;
     let rounded =
         rounding.then(|| format!("weights rounded for its results: {gain:.1} dB less noise in them"));

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
+_Params = tuple[Array, Array, tuple[int, int], tuple[int, int, int]]
 _LIMITS = {
     "int8": (-128, 127),
     "uint8": (0, 255),
@@ -80,9 +81,7 @@ def quantize(
         ValueError: an unknown dtype, a scale that is not positive and finite, a zero point outside
             the dtype, a number of scales that does not fit the axis, or an unfit `out`.
     """
-    name = _known(dtype)
-    values = _reals(x)
-    params = _parameters(scale, zero_point, name, values.shape, axis, block_size)
+    name, values, params = _to_integers(x, scale, zero_point, dtype, axis, block_size)
     result = _result(out, values, _STORED.get(name, name))
     _rustq.quantize(_bits(values), params, result)
     return result
@@ -153,9 +152,7 @@ def fake_quantize(
     Raises:
         ValueError: see `quantize`.
     """
-    name = _known(dtype)
-    values = _reals(x)
-    params = _parameters(scale, zero_point, name, values.shape, axis, block_size)
+    _, values, params = _to_integers(x, scale, zero_point, dtype, axis, block_size)
     result = _result(out, values, "float32")
     _rustq.fake_quantize(_bits(values), params, result)
     return result
@@ -186,9 +183,7 @@ def quantization_error(
     Raises:
         ValueError: see `quantize`.
     """
-    name = _known(dtype)
-    values = _reals(x)
-    params = _parameters(scale, zero_point, name, values.shape, axis, block_size)
+    _, values, params = _to_integers(x, scale, zero_point, dtype, axis, block_size)
     return _rustq.quantization_error(_bits(values), params)
 
 
@@ -371,6 +366,20 @@ def _place(shape: tuple[int, ...], axis: int | None, block_size: int) -> tuple[i
     return shape[axis], block_size, math.prod(shape[axis + 1 :])
 
 
+def _to_integers(
+    x: ArrayLike,
+    scale: ArrayLike,
+    zero_point: ArrayLike,
+    dtype: str,
+    axis: int | None,
+    block_size: int,
+) -> tuple[str, Array, _Params]:
+    """The name of the integers that real values become, the values, and the checked parameters."""
+    name = _known(dtype)
+    values = _reals(x)
+    return name, values, _parameters(scale, zero_point, name, values.shape, axis, block_size)
+
+
 def _parameters(
     scale: ArrayLike,
     zero_point: ArrayLike,
@@ -378,7 +387,7 @@ def _parameters(
     shape: tuple[int, ...],
     axis: int | None,
     block_size: int,
-) -> tuple[Array, Array, tuple[int, int], tuple[int, int, int]]:
+) -> _Params:
     place = _place(shape, axis, block_size)
     if (
         axis is None

@@ -84,6 +84,13 @@ pub(crate) struct Effect {
     pub what: Corrections,
 }
 
+impl Effect {
+    /// How much less noise there is in the results, in dB.
+    pub fn gain_db(&self) -> f64 {
+        10.0 * (self.before / self.after).log10()
+    }
+}
+
 /// One output channel.
 struct Channel {
     integers: Vec<i8>,

@@ -70,9 +70,7 @@ impl Pairs {
                 .collect(),
         }
     }
-}
 
-impl Pairs {
     /// Where the channels are columns of a matrix, `inner` being 1: of some rows, an even number of them or the last, the largest
     /// magnitude in each column, that of the sum of a pair, and the sum of the squares.
     pub fn extents_of_columns(&self, values: &[f32], inner: usize) -> Option<(Vec<f32>, Vec<f32>, f64)> {

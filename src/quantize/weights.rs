@@ -170,12 +170,12 @@ pub(crate) fn quantize(
         quantized.bias = bias.map(|(bias, input_scale)| quantize_bias(bias, input_scale, &quantized.params));
         return Ok(quantized);
     }
+    let inputs = Inputs::of(graph.node(id), &dims, axis);
     if factors.input.is_some() || factors.output.is_some() {
         let mut scaled = values.into_vec();
-        Inputs::of(graph.node(id), &dims, axis).take_up(factors, &mut scaled);
+        inputs.take_up(factors, &mut scaled);
         values = Parts::from(scaled);
     }
-    let inputs = Inputs::of(graph.node(id), &dims, axis);
     let reach = reach.filter(|reach| inputs.groups == 1 && reach.len() == inputs.depth);
     let mut extent = match reach.filter(|_| grid.pairs) {
         Some(reach) => inputs.extent(graph.node(id), &values, &dims, reach),
