@@ -21,7 +21,8 @@ use crate::graph::{Graph, NodeExt, NodeId};
 use crate::ops::PRODUCTS;
 use crate::qparams::{Dtype, QuantParams, Range, Scheme};
 use crate::quantize::channel_axis;
-use crate::quantize::weights::{quantize_as_given, weight_of};
+use crate::quantize::pairs as products;
+use crate::quantize::weights::{QuantizedWeights, quantize_as_given, weight_of};
 use crate::tensor::{floats, shape};
 
 /// What is said of weights whose grid cannot be kept.
@@ -37,6 +38,10 @@ const FEW_BITS: &str = "codes of few bits are written as whole multiples, on a s
 
 /// What is said of weights of −128 for runtimes that have no such code.
 const BEYOND: &str = "weights of -128 steps become -127, the smallest code there is, in";
+
+/// What is said of kept weights without room for pairs of products.
+const CROWDED: &str = "ONNX Runtime adds pairs of products in 16 bits on x86 processors without VNNI, for which these weights \
+     leave no room: results may saturate there, and only there, in";
 
 /// Names that a note lists.
 const LISTED: usize = 3;
@@ -148,6 +153,23 @@ impl Given {
             note(&self.of_few_bits(graph, &kept), FEW_BITS),
         ];
         self.notes.iter().cloned().chain(found.into_iter().flatten()).collect()
+    }
+
+    /// What is to be said of kept weights that have no room for [pairs of products](products), given those of each node.
+    pub(crate) fn crowded(
+        &self,
+        graph: &Graph,
+        weights: &HashMap<NodeId, QuantizedWeights>,
+    ) -> Option<String> {
+        let is_crowded = |id: &NodeId| {
+            let quantized = &weights[id];
+            matches!(self.weights(graph, *id), Some(Ok(_)))
+                && products::overflow(graph.node(*id), quantized, channel_axis(graph, *id))
+        };
+        let mut found: Vec<NodeId> = weights.keys().copied().filter(is_crowded).collect();
+        found.sort_unstable();
+        let labels: Vec<&str> = found.into_iter().map(|id| graph.node(id).label()).collect();
+        (!labels.is_empty()).then(|| format!("{CROWDED}: {}", listed(&labels)))
     }
 
     /// Those of the nodes with kept weights that have some of −128 steps, where there is no such code.

@@ -15,7 +15,7 @@ mod emit;
 pub mod low_bit;
 pub(crate) mod names;
 pub(crate) mod noise;
-mod pairs;
+pub(crate) mod pairs;
 mod placement;
 mod plan;
 pub(crate) mod report;
@@ -72,8 +72,6 @@ pub struct Options {
     pub equalize: bool,
     /// Whether weights leave room for pairs of products by what was seen of each channel, where calibration saw them.
     pub by_channel: bool,
-    /// Whether every value that becomes integers keeps its name, though nothing reads it by that.
-    pub named: bool,
     /// What to correct, if inputs of the layers are given.
     pub corrections: Corrections,
     /// Nodes that stay float, by [label](NodeExt::label).
@@ -144,7 +142,6 @@ pub fn quantize_static(
         placement,
         activations: &activations,
         balance: &balance,
-        named: options.named,
         by_channel: options.by_channel,
         scheme: options.scheme,
         wide: options.wide,
@@ -179,6 +176,9 @@ pub fn quantize_static(
     let effects = emitted.weights.values().filter_map(|weights| weights.effect);
     notes.extend(correct::note(effects.chain(coded.values().filter_map(|taken| taken.effect))));
     notes.extend(without_kernel(&plan.placement));
+    if options.weights.pairs {
+        notes.extend(given.crowded(&graph, &emitted.weights));
+    }
     let Writer { mut patch, mut names, .. } = emitted.writer;
     layers.extend(embeddings(&graph, (&options.exclude, given), &mut names, &mut patch)?);
     let model = low_bit::with_contrib(apply(model.clone(), patch)?)?;
@@ -303,6 +303,7 @@ fn embeddings(
         if verdict.is_ok() {
             layer.weight_sqnr_db = Some(embedding::quantize(graph, id, given, (&mut *names, &mut *patch))?);
             layer.quantized = true;
+            "int8".clone_into(&mut layer.weights);
         }
         layers.push((id, layer));
     }

@@ -117,7 +117,7 @@ def test_quantize_static(run: Any, model: Path, data: Path) -> None:
     assert output.stat().st_size < model.stat().st_size
     assert "in int8" in ran.out
     assert f"wrote {output}" in ran.out
-    assert f"next: rustq compare {model} {output} --data {data}" in ran.out
+    assert f"next: rustq compare {model} {output} --data OTHER_DATA\n      on samples" in ran.out
 
 
 def test_quantize_dynamic(run: Any, model: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_quantize_dynamic(run: Any, model: Path, tmp_path: Path) -> None:
     ran = run("quantize", model, "-o", output)
     assert (ran.status, ran.err) == (0, "")
     assert output.exists()
-    assert "--data YOUR_DATA" in ran.out
+    assert ran.out.endswith("--data OTHER_DATA\n")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_quantize_json_is_the_only_output(run: Any, model: Path, data: Path) -> 
 
 def test_excluded_layers_are_told(run: Any, model: Path, data: Path) -> None:
     ran = run("quantize", model, "--data", data, "--exclude", "*")
-    assert "stayed float:" in ran.out
+    assert "stay float because" in ran.out
 
 
 def test_quantize_onto_the_model_itself(run: Any, model: Path, data: Path) -> None:
@@ -198,7 +198,7 @@ def test_images_as_data(run: Any, model: Path, tmp_path: Path) -> None:
         image.new("L", (20, 20), 80 * number).save(folder / f"{number}.png")
     ran = run("quantize", model, "--data", folder, "--images-mean", "1/2", "--images-size", "16")
     assert (ran.status, ran.err) == (0, "")
-    assert f"--data {folder} --images-size 16x16 --images-mean 0.5" in ran.out
+    assert "--data OTHER_DATA --images-size 16x16 --images-mean 0.5" in ran.out
     assert "images are read as 16x16 L NCHW" in run("quantize", model, "--data", folder).out
 
 

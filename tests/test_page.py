@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,14 +205,57 @@ def test_what_it_says_to_repeat_it_does_the_same(tmp_path: Path) -> None:
     assert again.to_bytes() == result.to_bytes()
 
 
-def test_without_the_values_of_the_float_model_layers_are_ranked_alone(tmp_path: Path) -> None:
-    config = rustq.QuantConfig(method="minmax", equalize=True)
-    model, data = demo.model_path(), demo.calibration()
+def in_process_and_read_off(
+    tmp_path: Path, config: rustq.QuantConfig, data: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the page says of a model just quantized, and of its file when it is compared."""
+    model, samples = demo.model_path(), demo.calibration()
     result = rustq.quantize(model, data, config=config)
-    file = result.save_report(tmp_path / "r.json", model=model, data=data, config=config)
-    assert json.loads(file.read_text())["shares"] == {}
-    result.save_report(tmp_path / "r.html", model=model, data=data, config=config)
-    assert "every layer, the largest error first" in (tmp_path / "r.html").read_text()
+    page = result.save_report(tmp_path / "made.json", model=model, data=samples, config=config)
+    (path,) = result.save(tmp_path / "int8.onnx")
+    compared, read = rustq.compare(model, path, samples), tmp_path / "read.json"
+    comparison_page(read, compared, path, model=model, data=samples)
+    return json.loads(page.read_text()), json.loads(read.read_text())
+
+
+def test_shares_where_channels_are_on_one_scale(tmp_path: Path) -> None:
+    config = rustq.QuantConfig(method="minmax", equalize=True)
+    made, read = in_process_and_read_off(tmp_path, config, demo.calibration())
+    divided = [x for x in made["report"]["layers"] if "on one scale" in str(x["corrections"])]
+    assert len(divided) > 5
+    assert sum(made["shares"].values()) == pytest.approx(1)
+    # The scales of the channels are those of the report here, and found by the weights there.
+    assert read["shares"] == pytest.approx(made["shares"], abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "quant_format"),
+    [
+        *product(["int4", "uint4", "log2", "binary", "int8"], ["int8", "float32"], ["auto"]),
+        ("int4", "int8", "qdq"),
+    ],
+)
+def test_number_formats_are_read_off(
+    tmp_path: Path, weights: str, activations: str, quant_format: str
+) -> None:
+    config = rustq.QuantConfig(
+        weights=weights, activations=activations, quant_format=quant_format, method="minmax"
+    )
+    made, read = in_process_and_read_off(tmp_path, config, demo.calibration())
+    formats = [
+        {x["name"]: (x["quantized"], x["weights"]) for x in page["report"]["layers"]}
+        for page in (made, read)
+    ]
+    assert formats[1] == formats[0] | {n: k for n, k in formats[1].items() if n not in formats[0]}
+    assert read["report"]["weights"] == weights
+    assert read["shares"] == pytest.approx(made["shares"], abs=0.005)
+
+
+def test_a_dynamic_model_is_read_off(tmp_path: Path) -> None:
+    made, read = in_process_and_read_off(tmp_path, rustq.QuantConfig(), None)
+    for page in (made, read):
+        done = {x["name"]: x["weights"] for x in page["report"]["layers"] if x["quantized"]}
+        assert done == {"classifier": "int8"}
 
 
 # ---------------------------------------------------------------------- parts

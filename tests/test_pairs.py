@@ -353,3 +353,23 @@ def test_of_every_tool_for_every_target(path: Path, target: str) -> None:
         fast = run(proto, {value.name: x}, optimize=True)[0]
         near = np.abs(fast - expected).max() <= 1.01 * coarse + 0.05 * np.abs(expected).max()
         assert saturates() or near
+
+
+@pytest.mark.parametrize("limit", [63, 127])
+@pytest.mark.parametrize("op_type", ["Conv", "MatMul"])
+def test_weights_that_may_saturate_without_vnni_are_named(op_type: str, limit: int) -> None:
+    net = Pairs()
+    if op_type == "Conv":
+        x = net.pair(net.input("x", 1, 8, 6, 6), 0.02)
+        weight = net.stored(net.codes(16, 8, 3, 3, limit=limit), np.full(16, 0.01))
+        y = net.op("Conv", x, weight, name="crowded", pads=[1] * 4)
+    else:
+        x = net.pair(net.input("x", 4, 32), 0.02)
+        weight = net.stored(net.codes(32, 16, limit=limit), np.full(16, 0.01), axis=1)
+        y = net.op("MatMul", x, weight, name="crowded")
+    model = net.model(net.pair(y, 0.5, 128))
+    for roomy in (True, False):
+        config = rustq.QuantConfig(avoid_saturation=roomy)
+        notes = rustq.quantize(model, config=config).report.notes
+        found = [note for note in notes if "without VNNI" in note and "'crowded'" in note]
+        assert len(found) == (roomy and limit == 127), notes

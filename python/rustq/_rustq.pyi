@@ -196,7 +196,6 @@ def quantize_static(
     bias_correction: bool = False,
     equalize: bool = False,
     by_channel: bool = False,
-    named: bool = False,
     weights: tuple[str, int | None, bool] | None = None,
     wide: bool = False,
     given: Given | None = None,

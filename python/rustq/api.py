@@ -371,9 +371,7 @@ class Task:
 
         return Sessions(self.config, self.runtime.session_options)
 
-    def outcome(
-        self, excluded: Sequence[str] = (), *, everything: bool = False, named: bool = False
-    ) -> Outcome:
+    def outcome(self, excluded: Sequence[str] = (), *, everything: bool = False) -> Outcome:
         """What the target makes of it with these nodes in float, besides those of the config."""
         from rustq.runner import observes_channels
 
@@ -390,7 +388,6 @@ class Task:
             everything,
             self.inputs,
             self.shapes,
-            named,
             self.given,
             observes_channels(self.config, self.method),
         )

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rustq.balanced import put_back
 from rustq.comparison import run
 from rustq.samples import Array, Feed
 
@@ -62,14 +63,14 @@ class Step:
 def shares(
     model: _rustq.Model,
     quantized: _rustq.Model,
-    layers: Iterable[LayerReport],
+    layers: Sequence[LayerReport],
     feeds: Sequence[Feed],
     run_as: Sessions,
 ) -> dict[str, float]:
     """Each int8 layer's share of the error of the outputs; together 1, or 0 without any error.
 
-    Empty if the quantized model has not kept a value that an int8 layer reads, as where channels
-    are equalized and the model was not made `named`.
+    Empty if the quantized model has not kept a value that an int8 layer reads. Values whose
+    channels are on one scale are put back.
 
     Args:
         model: the float model, folded as it was quantized.
@@ -84,6 +85,7 @@ def shares(
     steps = list(_steps(graph, {layer.name: layer for layer in layers if layer.quantized}))
     simulated = onnx.load_model_from_string(quantized.to_bytes())
     outputs = [output.name for output in graph.output]
+    put_back(simulated, graph, layers, feeds[0], run_as)
     if not _all_read(steps, graph, simulated.graph):
         return {}
     wanted = _wanted(steps, outputs) & _made(graph) & _made(simulated.graph)

@@ -255,7 +255,13 @@ def quantize(
         about = {"float model": model} | {f"for {target}": file for file in files}
         files.append(
             quantization_page(
-                report, result, model=model, data=samples, config=settings, files=about
+                report,
+                result,
+                model=model,
+                data=samples,
+                config=settings,
+                files=about,
+                seen=True,
             )
         )
     if as_json:
@@ -264,9 +270,9 @@ def quantize(
     console.show_quantized(result.report)
     click.echo(f"\nwrote {', '.join(map(str, files))}")
     if target == "onnxruntime":
-        known = data is not None and _is_data(data)
-        shown = shlex.quote(data) if known and data else "YOUR_DATA"
-        _next(f"compare {_quoted(model, files[0])} --data {shown}{image_flags(images)}")
+        _next(f"compare {_quoted(model, files[0])} --data OTHER_DATA{image_flags(images)}")
+        if data is not None:
+            click.echo("      on samples that it was not calibrated on: on those it looks better")
     else:
         click.echo(f"\nnext: {TARGETS[target].next_step(result, files)}")
     return 0

@@ -11,12 +11,16 @@ import click
 
 from rustq import text
 from rustq.plain import plain
-from rustq.report import Report
+from rustq.report import FLOAT_HEADER, Report
 
 if TYPE_CHECKING:
     from rustq.page.facts import Facts
 
 __all__ = ["show_advice", "show_json", "show_notes", "show_quantized", "show_table"]
+
+
+REASONS = 8
+"""Why something stayed float, shown at most."""
 
 
 def show_json(value: Any) -> None:
@@ -61,16 +65,12 @@ def show_advice(facts: Facts) -> None:
         click.echo(f"try next: {line}")
 
 
-def show_quantized(report: Report, *, reasons: int = 5) -> None:
+def show_quantized(report: Report) -> None:
     """The outcome of `rustq quantize`: the summary, and what stayed float by reason."""
-    click.echo(report.summary())
-    grouped = report.float_reasons()
-    if grouped:
-        click.echo("\nstayed float:")
-    for reason, names in list(grouped.items())[:reasons]:
-        examples = ", ".join(names[:2]) + (", …" if len(names) > 2 else "")
-        click.echo(f"  {len(names):4}  {reason} ({examples})")
-    rest = sum(len(names) for names in list(grouped.values())[reasons:])
-    if rest:
-        click.echo(f"  {rest:4}  for other reasons, see --json")
+    click.echo(report.summary(reasons=False))
+    if rows := report.float_rows():
+        click.echo()
+        show_table("in float", FLOAT_HEADER, rows[:REASONS])
+    if len(rows) > REASONS:
+        click.echo(f"{len(rows) - REASONS} more reasons, see --json\n")
     show_notes(report.notes)

@@ -190,9 +190,8 @@ def sensitivity(
 def ranked(task: Task, quantized: QuantizedModel, reference: Reference) -> Sensitivity:
     """The int8 layers of a quantized model, ranked the fast way."""
     total = reference.error(quantized._core)
-    named = task.outcome(named=True).computed
     shares = attribution.shares(
-        task.as_run, named, quantized.report.layers, reference.feeds, task.sessions
+        task.as_run, quantized._core, quantized.report.layers, reference.feeds, task.sessions
     )
     macs = {layer.name: (layer.op_type, layer.macs) for layer in quantized.report.layers}
     layers = [

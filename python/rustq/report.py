@@ -19,6 +19,12 @@ FAMILIES = (
 )
 """The operators that hold weights and do the multiplying: name, plural, operator types."""
 
+FLOAT_HEADER = ("products", "other nodes", "stay float because", "such as")
+"""Products are what the summary counts: convolutions, matrix products, recurrent layers."""
+
+MOST_REASONS = 3
+"""That a summary names."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorParams:
@@ -155,10 +161,13 @@ class Report:
         """
         return cls(layers=tuple(LayerReport.from_record(layer) for layer in layers), **facts)
 
-    def summary(self) -> str:
+    def summary(self, *, reasons: bool = True) -> str:
         """One paragraph: how much runs in int8, what stayed float and why, the size, the time.
 
         "52 of 54 convolutions in int8 (99.1 % of the multiply-accumulates). …"
+
+        Args:
+            reasons: say why those stayed float that did not; `float_rows` has that for all nodes.
         """
         counted = [count for family in FAMILIES if (count := self._count(*family))]
         share = self.mac_share()
@@ -169,11 +178,12 @@ class Report:
             if counted
             else "No convolution, matrix product or recurrent layer to quantize."
         ]
-        heavy_reasons = [
-            f"{len(names)} ({reason})" for reason, names in self.float_reasons(heavy=True).items()
-        ]
-        if heavy_reasons:
-            sentences.append(f"Left in float: {'; '.join(heavy_reasons[:3])}.")
+        heavy = [(len(names), why) for why, names in self.float_reasons(heavy=True).items()]
+        if reasons and heavy:
+            named = [f"{count} ({why})" for count, why in heavy[:MOST_REASONS]]
+            if rest := heavy[MOST_REASONS:]:
+                named.append(f"{sum(count for count, _ in rest)} for other reasons")
+            sentences.append(f"Left in float: {'; '.join(named)}.")
         if self.size_before and self.size_after:
             sentences.append(
                 f"{text.size(self.size_before)} became {text.size(self.size_after)}"
@@ -182,17 +192,27 @@ class Report:
             )
         return " ".join(sentences)
 
-    def float_reasons(self, *, heavy: bool = False) -> dict[str, list[str]]:
+    def float_reasons(self, *, heavy: bool | None = None) -> dict[str, list[str]]:
         """The names of the nodes that stayed float, by reason, the most frequent reason first.
 
         Args:
-            heavy: only nodes that hold weights and do the multiplying.
+            heavy: `True` for only those that do the multiplying, which a summary counts, `False`
+                for only the others.
         """
         names: dict[str, list[str]] = {}
         for layer in self.layers:
-            if not layer.quantized and (not heavy or _is_heavy(layer)):
+            if not layer.quantized and heavy in (None, _is_heavy(layer)):
                 names.setdefault(layer.reason or "no reason recorded", []).append(layer.name)
         return dict(sorted(names.items(), key=lambda entry: -len(entry[1])))
+
+    def float_rows(self) -> list[tuple[str, ...]]:
+        """What stayed float as text, in the columns of `FLOAT_HEADER`: a row for each reason."""
+        heavy, others = self.float_reasons(heavy=True), self.float_reasons(heavy=False)
+        rows = []
+        for reason, names in self.float_reasons().items():
+            counts = (str(len(nodes.get(reason, ()))) for nodes in (heavy, others))
+            rows.append((*counts, reason, ", ".join(names[:2]) + ", …" * (len(names) > 2)))
+        return rows
 
     def op_counts(self) -> dict[str, tuple[int, int]]:
         """Per operator type, how many nodes run in int8 and how many there are."""

@@ -18,7 +18,7 @@ pub(super) type Outcome<'py> = (PyModel, Vec<Bound<'py, PyDict>>, Vec<String>);
 
 /// Quantizes a folded model by what calibration saw.
 #[pyfunction]
-#[pyo3(signature = (model, calibration, inputs=None, *, scheme, method, percentile, per_channel, avoid_saturation, noise_price, exclude, everything, rounding="nearest", bias_correction=false, equalize=false, by_channel=false, named=false, weights=None, wide=false, given=None))]
+#[pyo3(signature = (model, calibration, inputs=None, *, scheme, method, percentile, per_channel, avoid_saturation, noise_price, exclude, everything, rounding="nearest", bias_correction=false, equalize=false, by_channel=false, weights=None, wide=false, given=None))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn quantize_static<'py>(
     py: Python<'py>,
@@ -37,7 +37,6 @@ pub(super) fn quantize_static<'py>(
     bias_correction: bool,
     equalize: bool,
     by_channel: bool,
-    named: bool,
     weights: Option<PyFormat>,
     wide: bool,
     given: Option<PyRef<'py, PyGiven>>,
@@ -54,7 +53,6 @@ pub(super) fn quantize_static<'py>(
         noise_price,
         equalize,
         by_channel,
-        named,
         corrections: Corrections { rounding: rounding == "learned", bias: bias_correction },
         exclude: exclude.into_iter().collect(),
         everything,

@@ -42,7 +42,8 @@ pub fn quantize_dynamic(model: &Model, grid: WeightGrid, exclude: &HashSet<Strin
         };
         let quantized = verdict.is_ok();
         let layer = LayerRecord::unquantized(&graph, id, verdict.err().unwrap_or_default());
-        layers.push((id, LayerRecord { quantized, weight_sqnr_db, ..layer }));
+        let weights = if quantized { "int8".to_owned() } else { String::new() };
+        layers.push((id, LayerRecord { quantized, weights, weight_sqnr_db, ..layer }));
     }
     graph.check_weights(&read)?;
     layers.extend(super::embeddings(

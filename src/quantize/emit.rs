@@ -46,8 +46,6 @@ pub(crate) struct Plan<'p, 'm> {
     pub activations: &'p HashMap<&'m str, QuantParams>,
     /// Values whose channels are on one scale.
     pub balance: &'p Balance<'m>,
-    /// Whether every value that becomes integers has its name, read or not.
-    pub named: bool,
     /// Whether weights leave room for pairs of products by what was seen of each channel.
     pub by_channel: bool,
     pub scheme: Scheme,
@@ -170,7 +168,7 @@ impl<'m> Emitter<'_, 'm> {
             let input = self.writer.name(&format!("{value}_float"));
             let output = self.divided(value).unwrap_or_else(|| value.to_owned());
             nodes.extend(self.pair(value, value, &input, &output));
-            if self.plan.placement.has_float_reader(value) || self.plan.named {
+            if self.plan.placement.has_float_reader(value) {
                 nodes.extend(self.undivided(value));
             }
         }

@@ -15,6 +15,7 @@
 //! Depthwise convolutions have a kernel that adds in 32 bits. Which weights are neighbours, and that nothing else
 //! saturates, was found by giving ONNX Runtime 1.32 one pair of large weights at a time on such a processor.
 
+use super::weights::QuantizedWeights;
 use crate::calibration::Channels;
 use crate::graph::NodeExt;
 use crate::kernels;
@@ -24,6 +25,9 @@ use crate::qparams::QuantParams;
 /// What a channel is taken to reach, relative to the largest value that was seen of it. Both of a pair have to go beyond
 /// for a sum to saturate, and it is then off by what they do.
 const HEADROOM: f32 = 1.5;
+
+/// The largest sum of two weights of which 255 times as much fits into 16 bits.
+const LARGEST_SUM: f32 = 128.0;
 
 /// The share of the largest integer that each channel of a value reaches, given what was seen of the channels and what each
 /// is divided by before it is rounded to `params`.
@@ -79,6 +83,12 @@ impl Pairs {
             _ => None,
         }
     }
+}
+
+/// Whether 255 times a pair of the integers that the weights of `node` are may be more than 16 bits hold.
+pub(crate) fn overflow(node: &NodeProto, weights: &QuantizedWeights, axis: usize) -> bool {
+    let codes: Vec<f32> = weights.values.iter().map(|&code| f32::from(code as i8)).collect();
+    Pairs::of(node, &weights.dims, axis).largest_sums(&codes).into_iter().any(|sum| sum > LARGEST_SUM)
 }
 
 /// For each input of an output channel, the other one of its pair; empty if there are no pairs.

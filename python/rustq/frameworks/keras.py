@@ -21,7 +21,7 @@ def export(model: Any, samples: Sequence[Any]) -> bytes:
     import keras
 
     if keras.backend.backend() == "tensorflow":
-        pass  # noqa: F401: what Keras needs there, missing it less clearly
+        import tf2onnx  # noqa: F401 - Keras needs it there, and says so less clearly
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

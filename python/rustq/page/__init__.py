@@ -38,6 +38,7 @@ def quantization_page(
     config: QuantConfig | None = None,
     metric: Metric | None = None,
     files: dict[str, Path] | None = None,
+    seen: bool = False,
 ) -> Path:
     """Writes the page about a model that has just been quantized.
 
@@ -51,6 +52,7 @@ def quantization_page(
         config: what `result` was made with.
         metric: see `rustq.quantize`; it is called for both models, if the float one is given.
         files: files whose hashes are shown, by what they are to the reader.
+        seen: whether `data` are what it was calibrated on.
 
     Raises:
         OSError: the file cannot be written.
@@ -77,6 +79,7 @@ def quantization_page(
         fusion=_fusion(serialized, result.report.target),
         shares=shares,
         scores=scores,
+        seen=seen,
     )
     return _written(path, facts, Sources(result.calibration, serialized, files or {}, config))
 

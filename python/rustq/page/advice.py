@@ -46,6 +46,11 @@ ADVICE: tuple[tuple[Callable[[Facts], bool], str], ...] = (
         " large values decide. One calibration file serves all of them.",
     ),
     (
+        lambda facts: facts.seen and facts.comparison is not None,
+        "These errors are on the samples that it was calibrated on, where int8 looks better than it"
+        " is. Compare on others: rustq compare FLOAT INT8 --data OTHERS --report PAGE.",
+    ),
+    (
         _few_samples,
         "Fewer than 16 feeds were seen. If each is one sample, a few dozen that are like those in"
         " use make the ranges steadier.",

@@ -47,6 +47,7 @@ class Facts:
         fusion: what the runtime makes of the quantized model.
         shares: each int8 layer's share of the error of the outputs, by its name; together 1.
         scores: a task metric of both models.
+        seen: whether it was measured on what the quantized model was calibrated on.
     """
 
     report: Report | None = None
@@ -54,6 +55,7 @@ class Facts:
     fusion: Fusion | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
     scores: Scores | None = None
+    seen: bool = False
 
     @property
     def worst_db(self) -> float | None:

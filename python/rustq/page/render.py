@@ -42,6 +42,8 @@ def render(facts: Facts, sources: Sources) -> str:
         profile=profile(_in_order(facts)),
         ranked=any(row.error_db is not None for row in layers),
         reasons=report.float_reasons() if report else {},
+        products=report.float_reasons(heavy=True) if report else {},
+        others=report.float_reasons(heavy=False) if report else {},
         fusion=facts.fusion,
         runtime=RUNTIMES[facts.fusion.runtime] if facts.fusion else "",
         advice=advice(facts),

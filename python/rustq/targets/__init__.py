@@ -46,7 +46,6 @@ class Job:
         everything: whether all others that can run in int8 do, whatever that costs.
         inputs: what the layers multiply on a few samples, if anything is corrected for that.
         shapes: the shape of each input in the first sample; empty where there is no sample.
-        named: whether every value that becomes integers keeps its name, though nothing reads it.
         given: parameters that the model came with, which are kept; the calibration may be empty
             then.
         by_channel: whether what was seen of single channels counts: where the configuration would
@@ -61,7 +60,6 @@ class Job:
     everything: bool = False
     inputs: _rustq.LayerInputs | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    named: bool = False
     given: _rustq.Given | None = None
     by_channel: bool = False
 

@@ -62,7 +62,6 @@ def make(job: Job) -> Outcome:
             bias_correction=bool(config.bias_correction),
             equalize=bool(config.equalize),
             by_channel=job.by_channel,
-            named=job.named,
             weights=job.codes(0) if config.codes else None,
             wide=config.activations == "int16",
             given=job.given,
