@@ -114,8 +114,9 @@ class Comparison:
         rows: list[tuple[str, ...]] = [("size", *sizes, f"{100 * share:.0f} %")]
         times = self.latency_float_ms, self.latency_quantized_ms
         if self.speedup is not None:
-            faster = f"{self.speedup:.2f}x {'faster' if self.speedup >= 1 else '(slower)'}"
-            rows.append((f"latency, {threads}", *map(text.milliseconds, times), faster))
+            rows.append(
+                (f"latency, {threads}", *map(text.milliseconds, times), _times(self.speedup))
+            )
         return rows
 
     def _repr_html_(self) -> str:
@@ -133,6 +134,12 @@ class Comparison:
                 *(f"note: {note}" for note in self.notes),
             ]
         )
+
+
+def _times(speedup: float) -> str:
+    """A speed-up in words: `2.37x faster`, `0.61x (slower)`, `as fast`."""
+    shown = f"{speedup:.2f}x"
+    return "as fast" if shown == "1.00x" else f"{shown} {'faster' if speedup > 1 else '(slower)'}"
 
 
 OUTPUT_HEADER = ("output", "SQNR", "cosine", "max error", "mean error", "top-1 agreement")

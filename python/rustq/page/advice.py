@@ -9,12 +9,16 @@ from rustq.page.facts import Facts
 __all__ = ["ADVICE", "advice"]
 
 
+SLOWER = 0.97
+"""Speed-up below which int8 is called slower: times that are closer are noise."""
+
+
 def _noisy(facts: Facts) -> bool:
     return facts.worst_db is not None and facts.worst_db < 15
 
 
 def _slower(facts: Facts) -> bool:
-    return facts.speedup is not None and facts.speedup < 1
+    return facts.speedup is not None and facts.speedup < SLOWER
 
 
 def _symmetric(facts: Facts) -> bool:
