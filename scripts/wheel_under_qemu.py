@@ -51,6 +51,7 @@ def system(folder: Path) -> Path:
         subprocess.run(["dpkg", "--add-architecture", "arm64"], check=True)
         subprocess.run(["apt-get", "update", "-qq"], check=True)
         with tempfile.TemporaryDirectory() as downloads:
+            folder.mkdir(parents=True, exist_ok=True)
             names = [f"{name}:arm64" for name in PACKAGES]
             subprocess.run(["apt-get", "download", "-qq", *names], cwd=downloads, check=True)
             for archive in sorted(Path(downloads).glob("*.deb")):
