@@ -21,7 +21,6 @@ use crate::graph::{Graph, NodeExt, NodeId};
 use crate::ops::PRODUCTS;
 use crate::qparams::{Dtype, QuantParams, Range, Scheme};
 use crate::quantize::channel_axis;
-use crate::quantize::pairs as products;
 use crate::quantize::weights::{QuantizedWeights, quantize_as_given, weight_of};
 use crate::tensor::{floats, shape};
 
@@ -153,23 +152,6 @@ impl Given {
             note(&self.of_few_bits(graph, &kept), FEW_BITS),
         ];
         self.notes.iter().cloned().chain(found.into_iter().flatten()).collect()
-    }
-
-    /// What is to be said of kept weights that have no room for [pairs of products](products), given those of each node.
-    pub(crate) fn crowded(
-        &self,
-        graph: &Graph,
-        weights: &HashMap<NodeId, QuantizedWeights>,
-    ) -> Option<String> {
-        let is_crowded = |id: &NodeId| {
-            let quantized = &weights[id];
-            matches!(self.weights(graph, *id), Some(Ok(_)))
-                && products::overflow(graph.node(*id), quantized, channel_axis(graph, *id))
-        };
-        let mut found: Vec<NodeId> = weights.keys().copied().filter(is_crowded).collect();
-        found.sort_unstable();
-        let labels: Vec<&str> = found.into_iter().map(|id| graph.node(id).label()).collect();
-        (!labels.is_empty()).then(|| format!("{CROWDED}: {}", listed(&labels)))
     }
 
     /// Those of the nodes with kept weights that have some of −128 steps, where there is no such code.
@@ -360,6 +342,14 @@ fn around_zero(params: &QuantParams) -> QuantParams {
     }
     let steps = (params.dtype.qmax() - zero).max(zero - params.dtype.qmin());
     QuantParams::symmetric(Range::symmetric(steps as f32 * params.scale[0]))
+}
+
+/// What is to be said of kept weights that have no room for pairs of products, given those of each node.
+pub(crate) fn crowded(graph: &Graph, weights: &HashMap<NodeId, QuantizedWeights>) -> Option<String> {
+    let mut found: Vec<NodeId> = weights.keys().copied().filter(|id| weights[id].crowded).collect();
+    found.sort_unstable();
+    let labels: Vec<&str> = found.into_iter().map(|id| graph.node(id).label()).collect();
+    (!labels.is_empty()).then(|| format!("{CROWDED}: {}", listed(&labels)))
 }
 
 /// Some names, for a note.

@@ -15,7 +15,7 @@ mod emit;
 pub mod low_bit;
 pub(crate) mod names;
 pub(crate) mod noise;
-pub(crate) mod pairs;
+mod pairs;
 mod placement;
 mod plan;
 pub(crate) mod report;
@@ -31,7 +31,7 @@ use crate::correct::{self, Corrections, LayerInputs};
 use crate::error::{Error, Result};
 use crate::export;
 use crate::fold::batch_norms_as_convolutions;
-use crate::given::Given;
+use crate::given::{Given, crowded};
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
 use crate::ops::Role;
@@ -176,9 +176,7 @@ pub fn quantize_static(
     let effects = emitted.weights.values().filter_map(|weights| weights.effect);
     notes.extend(correct::note(effects.chain(coded.values().filter_map(|taken| taken.effect))));
     notes.extend(without_kernel(&plan.placement));
-    if options.weights.pairs {
-        notes.extend(given.crowded(&graph, &emitted.weights));
-    }
+    notes.extend(crowded(&graph, &emitted.weights));
     let Writer { mut patch, mut names, .. } = emitted.writer;
     layers.extend(embeddings(&graph, (&options.exclude, given), &mut names, &mut patch)?);
     let model = low_bit::with_contrib(apply(model.clone(), patch)?)?;

@@ -87,7 +87,10 @@ def test_zero_output_and_values_that_are_not_finite() -> None:
     assert output.sqnr_db is output.cosine is None
     result = compare(scaled(1), scaled(1, offset=math.inf), rows())
     assert result.outputs == ()
-    assert result.notes == ('output "y": 80 value(s) are finite in only one model',)
+    assert result.notes == (
+        "the 20 rows of the data are fed 8 at a time: 3 samples",
+        'output "y": 80 value(s) are finite in only one model',
+    )
 
 
 def test_paths_and_sizes(tmp_path: Path) -> None:

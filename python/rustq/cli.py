@@ -47,7 +47,10 @@ from rustq.targets import SCHEMES, TARGETS
 __all__ = ["commands", "main"]
 
 report_option = click.option(
-    "--report", type=MODEL, metavar="HTML", help="Also write a report as an HTML page."
+    "--report",
+    type=MODEL,
+    metavar="FILE",
+    help="Also write a report: an HTML page, or JSON if the name ends in .json.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 
@@ -234,7 +237,7 @@ def quantize(
     if list_unsupported:
         return _list_unsupported(model, data, target, settings, as_json)
     suffix = f".{settings.weights}{TARGETS[target].suffix}"
-    path = checked_output(output or model.with_name(model.stem + suffix))
+    path = checked_output(output or _beside(model, suffix))
     report = report and checked_output(report)
     with reporting(True, "calibrating") as progress, executor_of(workers) as executor:
         result = rustq.quantize(
@@ -268,7 +271,7 @@ def quantize(
         console.show_json({"files": files, "report": result.report.to_dict()})
         return 0
     console.show_quantized(result.report)
-    click.echo(f"\nwrote {', '.join(map(str, files))}")
+    click.echo(f"wrote {', '.join(map(str, files))}")
     if target == "onnxruntime":
         _next(f"compare {_quoted(model, files[0])} --data OTHER_DATA{image_flags(images)}")
         if data is not None:
@@ -321,7 +324,7 @@ def calibrate(
     """Observe MODEL on data once; every method and target can then be derived from the file."""
     import rustq
 
-    path = checked_output(output or model.with_name(f"{model.stem}.calibration"))
+    path = checked_output(output or _beside(model, ".calibration"))
     settings = config(images=images, threads=threads)
     with reporting(True, "calibrating") as progress, executor_of(workers) as executor:
         calibration = rustq.calibrate(
@@ -349,7 +352,7 @@ def fold(model: Path, output: Path | None, external_data: bool | None, as_json: 
     """Fold BatchNormalization and other constant arithmetic of MODEL into its weights."""
     import rustq
 
-    path = checked_output(output or model.with_name(f"{model.stem}.folded.onnx"))
+    path = checked_output(output or _beside(model, ".folded.onnx"))
     before = rustq.load(model)
     after = rustq.fold(before)
     files = after.save(path, external_data=external_data)
@@ -446,7 +449,7 @@ def _inspect_ncnn(path: Path, as_json: bool) -> None:
 def _prospect(op_counts: dict[str, int], weight_bytes: int) -> str:
     """What quantization has to work with, in a few words."""
     if op_counts.get("QuantizeLinear") or op_counts.get("DequantizeLinear"):
-        return "this model is quantized already: its scales are kept"
+        return "this model is quantized already: its scales are kept, for any --target"
     counted = [
         f"{number} {name if number == 1 else plural}"
         for name, plural, ops in FAMILIES
@@ -547,7 +550,7 @@ def compare(
         console.show_json(result.to_dict())
         return
     console.show_table(
-        f"outputs over {result.samples} samples", OUTPUT_HEADER, result.output_rows()
+        f"outputs over {text.count(result.samples, 'sample')}", OUTPUT_HEADER, result.output_rows()
     )
     console.show_table("cost in ONNX Runtime", COST_HEADER, result.cost_rows())
     console.show_advice(Facts(comparison=result, fusion=fusion(quantized)))
@@ -568,7 +571,13 @@ def demo(as_json: bool) -> None:
     console.show_table(
         "handwritten digits, in ONNX Runtime", ("", "float", "int8", ""), result.rows()
     )
-    _next("quantize YOUR_MODEL.onnx --data YOUR_DATA")
+    click.echo("next: rustq quantize YOUR_MODEL.onnx --data YOUR_DATA")
+
+
+def _beside(model: Path, suffix: str) -> Path:
+    """A file beside the model, called like it."""
+    named = model if model.name else model.resolve()
+    return named.with_name(named.stem + suffix)
 
 
 def _is_data(data: str) -> bool:
@@ -584,7 +593,12 @@ def _data(data: str) -> Any:
         return path
     import rustq
 
-    return rustq.Calibration.load(path)
+    try:
+        return rustq.Calibration.load(path)
+    except rustq.DataError as error:
+        raise rustq.DataError(
+            f"{error}, and no .npy, .npz or image file, or folder of them"
+        ) from None
 
 
 def _quoted(*paths: Path) -> str:

@@ -109,7 +109,7 @@ class Comparison:
     def cost_rows(self) -> list[tuple[str, ...]]:
         """Size and latency as text, in the columns of `COST_HEADER`."""
         share = self.size_quantized / self.size_float
-        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        threads = text.count(self.threads, "thread")
         sizes = text.size(self.size_float), text.size(self.size_quantized)
         rows: list[tuple[str, ...]] = [("size", *sizes, f"{100 * share:.0f} %")]
         times = self.latency_float_ms, self.latency_quantized_ms

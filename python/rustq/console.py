@@ -29,7 +29,8 @@ def show_json(value: Any) -> None:
 
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: drawn on a terminal, plain columns where the output goes to a file or pipe."""
+    """A table and an empty line: drawn on a terminal, plain columns where the output goes to a file
+    or pipe."""
     if not rows:
         return
     if not sys.stdout.isatty():
@@ -45,6 +46,7 @@ def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
+    click.echo()
 
 
 def show_notes(notes: Sequence[str], *, most: int = 5) -> None:
@@ -67,10 +69,11 @@ def show_advice(facts: Facts) -> None:
 
 def show_quantized(report: Report) -> None:
     """The outcome of `rustq quantize`: the summary, and what stayed float by reason."""
-    click.echo(report.summary(reasons=False))
+    click.echo(f"{report.summary(reasons=False)}\n")
     if rows := report.float_rows():
-        click.echo()
         show_table("in float", FLOAT_HEADER, rows[:REASONS])
     if len(rows) > REASONS:
         click.echo(f"{len(rows) - REASONS} more reasons, see --json\n")
-    show_notes(report.notes)
+    if report.notes:
+        show_notes(report.notes)
+        click.echo()

@@ -61,10 +61,12 @@ class Plan:
     Attributes:
         count: number of feeds.
         cuts: the cut of each input.
+        note: what was assumed, or empty.
     """
 
     count: int
     cuts: Mapping[str, Cut]
+    note: str = ""
 
     def feeds(
         self, sources: Mapping[str, Rows], inputs: Sequence[InputInfo], where: str, first: int = 0
@@ -187,4 +189,6 @@ def _split_dynamic(
     rows = lengths.pop()
     if rows <= BATCH:
         return whole
-    return Plan(-(-rows // BATCH), cuts | {info.name: Cut(rows=BATCH) for info in batched})
+    count = -(-rows // BATCH)
+    note = f"the {rows} rows of the data are fed {BATCH} at a time: {count} samples"
+    return Plan(count, cuts | {info.name: Cut(rows=BATCH) for info in batched}, note)

@@ -234,7 +234,13 @@ def _from_arrays(arrays: Feed, inputs: Sequence[InputInfo]) -> Feeds:
     where = "the data"
     cut = plan({name: array.shape for name, array in arrays.items()}, inputs, where, data_set=True)
     rows: dict[str, Rows] = {name: ArrayRows(array) for name, array in arrays.items()}
-    return Feeds(lambda first: _single(cut.feeds(rows, inputs, where, first)), cut.count)
+    return Feeds(
+        lambda first: _single(cut.feeds(rows, inputs, where, first)), cut.count, notes=_notes(cut)
+    )
+
+
+def _notes(cut: Plan) -> list[str]:
+    return [cut.note] if cut.note else []
 
 
 def _single(feeds: Iterable[Feed]) -> Iterator[Item]:
@@ -267,7 +273,11 @@ def _from_path(path: Path, inputs: Sequence[InputInfo], images: ImageOptions | N
             path.stat()
             return _from_images([path], reader)
         _, cut = _open(path, inputs)
-        return Feeds(lambda first: _single(_read_file(path, inputs, reader, first)), cut.count)
+        return Feeds(
+            lambda first: _single(_read_file(path, inputs, reader, first)),
+            cut.count,
+            notes=_notes(cut),
+        )
     files = _data_files(path)
     if files[0].suffix.lower() in IMAGE_SUFFIXES:
         return _from_images(files, reader)

@@ -118,7 +118,8 @@ class Sensitivity:
         )
         return (
             f"{len(self.layers)} layers in int8: output SQNR {text.decibels(self.sqnr_db)},"
-            f" cosine {self.cosine:.6f}{metric}; measured {how} on {self.samples} samples"
+            f" cosine {self.cosine:.6f}{metric}; measured {how} on"
+            f" {text.count(self.samples, 'sample')}"
         )
 
     def __str__(self) -> str:

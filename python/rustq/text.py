@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["decibels", "milliseconds", "size", "table"]
+__all__ = ["count", "decibels", "milliseconds", "size", "table"]
 
 
-def size(count: int) -> str:
+def size(bytes_: int) -> str:
     """A number of bytes in decimal units: `14.2 MB`."""
-    value, unit = float(count), "B"
+    value, unit = float(bytes_), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1000:
             break
         value, unit = value / 1000, larger
     return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def count(number: int, what: str) -> str:
+    """So many of something: `1 sample`, `2 samples`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def decibels(value: float | None) -> str:

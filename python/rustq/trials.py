@@ -143,7 +143,7 @@ def chosen(task: Task, excerpt: Excerpt) -> Task:
     task = replace(task, config=best.config(task.config), method=task.config.method)
     notes = [
         f"ranges: {best.label}, {_best_of(candidates)} by the outputs on"
-        f" {len(reference.feeds)} samples (SQNR {text.decibels(decibels(least))})"
+        f" {text.count(len(reference.feeds), 'sample')} (SQNR {text.decibels(decibels(least))})"
     ]
     if task.config.bias_correction is None:
         corrected = replace(task, config=replace(task.config, bias_correction=True))

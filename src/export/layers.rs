@@ -14,7 +14,7 @@ use crate::quantize::sites::constant_weights;
 use crate::quantize::weights::weight_of;
 
 /// Why a layer stays float that [is too noisy](too_noisy).
-const TOO_NOISY: &str = "the noise of int8 is worth more than the time that it would save";
+pub(super) const TOO_NOISY: &str = "the noise of int8 is worth more than the time that it would save";
 
 /// Share of a layer's time in float16 that int8 saves.
 const SAVED: f64 = 0.5;

@@ -15,7 +15,6 @@
 //! Depthwise convolutions have a kernel that adds in 32 bits. Which weights are neighbours, and that nothing else
 //! saturates, was found by giving ONNX Runtime 1.32 one pair of large weights at a time on such a processor.
 
-use super::weights::QuantizedWeights;
 use crate::calibration::Channels;
 use crate::graph::NodeExt;
 use crate::kernels;
@@ -85,10 +84,10 @@ impl Pairs {
     }
 }
 
-/// Whether 255 times a pair of the integers that the weights of `node` are may be more than 16 bits hold.
-pub(crate) fn overflow(node: &NodeProto, weights: &QuantizedWeights, axis: usize) -> bool {
-    let codes: Vec<f32> = weights.values.iter().map(|&code| f32::from(code as i8)).collect();
-    Pairs::of(node, &weights.dims, axis).largest_sums(&codes).into_iter().any(|sum| sum > LARGEST_SUM)
+/// Whether 255 times a pair of the integers that the weights of `node` are, each times what its channel reaches of 255, may be
+/// more than 16 bits hold.
+pub(super) fn overflow(node: &NodeProto, codes: &[f32], dims: &[usize], axis: usize) -> bool {
+    Pairs::of(node, dims, axis).largest_sums(codes).into_iter().any(|sum| sum > LARGEST_SUM)
 }
 
 /// For each input of an output channel, the other one of its pair; empty if there are no pairs.

@@ -138,6 +138,8 @@ pub(crate) struct QuantizedWeights {
     pub sqnr_db: f64,
     /// Channels whose weights are all zero.
     pub dead_channels: usize,
+    /// Whether they came as integers without the room for [pairs of products](super::pairs) that was asked for.
+    pub crowded: bool,
     /// What corrections did, if there were any.
     pub effect: Option<Effect>,
 }
@@ -163,21 +165,26 @@ pub(crate) fn quantize(
 ) -> Result<QuantizedWeights> {
     let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
     let (mut values, dims) = (Parts::of(weight)?, shape(weight)?);
+    let inputs = Inputs::of(graph.node(id), &dims, axis);
+    let reach = reach.filter(|reach| grid.pairs && inputs.groups == 1 && reach.len() == inputs.depth);
     if let Some((params, lowest)) = given {
         let extent = Channels::new(&dims, axis).extent(&values, &Pairs::None).checked(weight)?;
         let params = with_room_in_dead_channels(params.clone(), &extent.limits, bias);
         let mut quantized = on_given_grid(&values, (dims, axis), &extent, params, lowest);
         quantized.bias = bias.map(|(bias, input_scale)| quantize_bias(bias, input_scale, &quantized.params));
+        if grid.pairs {
+            let mut codes: Vec<f32> = quantized.values.iter().map(|&code| f32::from(code as i8)).collect();
+            inputs.take_up(Factors { input: reach, output: None }, &mut codes);
+            quantized.crowded = pairs::overflow(graph.node(id), &codes, &quantized.dims, axis);
+        }
         return Ok(quantized);
     }
-    let inputs = Inputs::of(graph.node(id), &dims, axis);
     if factors.input.is_some() || factors.output.is_some() {
         let mut scaled = values.into_vec();
         inputs.take_up(factors, &mut scaled);
         values = Parts::from(scaled);
     }
-    let reach = reach.filter(|reach| inputs.groups == 1 && reach.len() == inputs.depth);
-    let mut extent = match reach.filter(|_| grid.pairs) {
+    let mut extent = match reach {
         Some(reach) => inputs.extent(graph.node(id), &values, &dims, reach),
         None => extent(graph, id, &values, &dims, grid),
     }
@@ -411,6 +418,7 @@ fn on_grid(
         bias: None,
         sqnr_db,
         dead_channels,
+        crowded: false,
         effect: None,
     }
 }
@@ -446,6 +454,7 @@ fn on_given_grid(
         // Nothing was rounded but floats.
         sqnr_db: decibels(power / noise).min(GIVEN_SQNR),
         dead_channels,
+        crowded: false,
         effect: None,
     }
 }
@@ -479,6 +488,7 @@ fn encoded(
         params,
         bias: None,
         dead_channels: extent.dead_channels,
+        crowded: false,
         effect: None,
     }
 }

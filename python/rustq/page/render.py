@@ -96,4 +96,4 @@ def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
 
 
 def _outputs(samples: int) -> str:
-    return f"SQNR of the worst output, {samples} sample{'' if samples == 1 else 's'}"
+    return f"SQNR of the worst output, {text.count(samples, 'sample')}"

@@ -42,8 +42,9 @@ def next_step(model: Model, files: Sequence[Path]) -> str:
     stem = str(files[0].with_suffix(""))
     arguments = ", ".join(repr(str(path)) for path in (*files[:2], stem))
     python = f"import amct_onnx; amct_onnx.save_model({arguments})"
+    quoted = shlex.quote(python) if set(python) & set('"$`\\') else f'"{python}"'
     return (
-        f"python -c {shlex.quote(python)}\n"
+        f"python -c {quoted}\n"
         f"then: atc --framework=5 --model={shlex.quote(stem + '_deploy_model.onnx')}"
         f" --output={shlex.quote(stem)} --soc_version=YOUR_CHIP"
     )

@@ -7,6 +7,7 @@ use super::super::net::{Layer, Net, Weight};
 use super::groups;
 use crate::error::Result;
 use crate::export::Options;
+use crate::export::layers::TOO_NOISY;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::qparams::QuantParams;
 use crate::quantize::scales::Grids;
@@ -166,11 +167,7 @@ impl Planner<'_, '_> {
                 Some(format!("'{value}' is not a float32 tensor that calibration saw"))
             }
             _ if self.is_kept(value) => groups::refusal(layer),
-            _ if self.options.noise_price * noise > SAVED * macs / self.total => Some(format!(
-                "int8 would add noise of {:.1} dB below the signal, more than {:.2} % of the multiplications are worth",
-                -10.0 * noise.log10(),
-                100.0 * macs / self.total
-            )),
+            _ if self.options.noise_price * noise > SAVED * macs / self.total => Some(TOO_NOISY.to_owned()),
             _ => groups::refusal(layer),
         }
     }
