@@ -235,6 +235,10 @@ def quantize(
     return made
 
 
+SPARED = "the outputs are poor with it in int8"
+"""Why `Task.spared` are float."""
+
+
 @dataclass(frozen=True)
 class Task:
     """All that quantizing starts from.
@@ -252,6 +256,7 @@ class Task:
         method: what was asked for, where `config` has what was chosen instead.
         given: the parameters that the model came with; what has none follows the calibration, which
             has seen nothing if there are no data.
+        spared: names of the nodes that stay float because the outputs were poor with them in int8.
     """
 
     source: _rustq.Model
@@ -265,6 +270,7 @@ class Task:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     method: str | None = None
     given: _rustq.Given | None = None
+    spared: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -365,6 +371,12 @@ class Task:
         return self.runtime.as_run(self.model, self.config, self.shapes)
 
     @property
+    def noise_price(self) -> float:
+        """What was asked for, or the target's."""
+        asked = self.config.noise_price
+        return self.runtime.noise_prices[self.scheme] if asked is None else asked
+
+    @property
     def sessions(self) -> Sessions:
         """How it and its quantized forms are run to be measured."""
         from rustq.measuring import Sessions
@@ -378,20 +390,25 @@ class Task:
         _rustq.trim_memory()  # what sessions before it have left
         excludes = self.config.excludes
         names = {name for name, op_type in self.model.nodes if excludes(name, op_type)}
-        kept = sorted(names.union(excluded))
+        kept = sorted(names.union(excluded, self.spared))
         job = Job(
             self.model,
             self.calibration,
             self.scheme,
             self.config,
             kept,
+            self.noise_price,
             everything,
             self.inputs,
             self.shapes,
             self.given,
             observes_channels(self.config, self.method),
         )
-        return self.runtime.make(job)
+        outcome = self.runtime.make(job)
+        for layer in outcome.layers:
+            if layer["name"] in self.spared:
+                layer["reason"] = SPARED
+        return outcome
 
     def quantized(self, excluded: Sequence[str] = ()) -> QuantizedModel:
         """The quantized model, with these nodes in float, besides those of the config."""

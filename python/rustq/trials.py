@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 from rustq import text
 from rustq.corrections import Excerpt, layer_inputs
 from rustq.errors import ModelError
-from rustq.measuring import Reference, decibels
+from rustq.measuring import Reference
+from rustq.remedies import Trial, int8_share, remedied
 
 if TYPE_CHECKING:
     from rustq.api import Task
     from rustq.config import QuantConfig
-    from rustq.targets import Outcome
 
 __all__ = ["CANDIDATES", "Candidate", "chosen"]
 
@@ -128,30 +128,34 @@ def chosen(task: Task, excerpt: Excerpt) -> Task:
     except ModelError:
         return task
     widest = replace(task.config, rounding=_rounding(task.config, candidates))
-    task = replace(task, inputs=layer_inputs(task.model, excerpt, widest, seen))
-    least, best, most = math.inf, candidates[0], None
+    task = replace(
+        task,
+        inputs=layer_inputs(task.model, excerpt, widest, seen),
+        method=task.config.method,
+    )
+    best, label = _best(task, candidates, reference)
+    notes = [
+        f"ranges: {label}, {_best_of(candidates)} by the outputs on"
+        f" {text.count(len(reference.feeds), 'sample')} (SQNR {best.sqnr})"
+    ]
+    best, more = remedied(best, reference)
+    return replace(best.task, notes=(*task.notes, *notes, *more))
+
+
+def _best(task: Task, candidates: Sequence[Candidate], reference: Reference) -> tuple[Trial, str]:
+    """The best way to choose ranges, and what it is called."""
+    best, label, most = Trial(task, math.inf, 0.0), "", None
     for candidate in candidates:
-        tried = candidate.config(task.config)
-        outcome = replace(task, config=tried, method=task.config.method).outcome()
-        int8 = _int8_macs(outcome)
+        tried = replace(task, config=candidate.config(task.config))
+        outcome = tried.outcome()
+        int8 = int8_share(outcome)
         most = int8 if most is None else most
         if int8 < SHARE * most:
             continue
-        error = reference.error(outcome.computed).noise
-        if error < candidate.margin * least:
-            least, best = error, candidate
-    task = replace(task, config=best.config(task.config), method=task.config.method)
-    notes = [
-        f"ranges: {best.label}, {_best_of(candidates)} by the outputs on"
-        f" {text.count(len(reference.feeds), 'sample')} (SQNR {text.decibels(decibels(least))})"
-    ]
-    if task.config.bias_correction is None:
-        corrected = replace(task, config=replace(task.config, bias_correction=True))
-        error = reference.error(corrected.outcome().computed).noise
-        if error < MARGIN * least:
-            task = corrected
-            notes.append(f"bias correction: brings that to {text.decibels(decibels(error))}; kept")
-    return replace(task, notes=(*task.notes, *notes))
+        noise = reference.error(outcome.computed).noise
+        if not label or noise < candidate.margin * best.noise:
+            best, label = Trial(tried, noise, int8), candidate.label
+    return best, label
 
 
 def _rounding(asked: QuantConfig, candidates: Sequence[Candidate]) -> str:
@@ -168,8 +172,3 @@ def _ways(task: Task) -> Sequence[Candidate]:
 
 def _best_of(candidates: Sequence[Candidate]) -> str:
     return f"the best of {len(candidates)} ways" if len(candidates) > 1 else "judged"
-
-
-def _int8_macs(outcome: Outcome) -> float:
-    layers = (layer for layer in outcome.layers if layer["quantized"])
-    return sum(layer["macs"] or 0 for layer in layers)

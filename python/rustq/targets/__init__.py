@@ -48,6 +48,7 @@ class Job:
         shapes: the shape of each input in the first sample; empty where there is no sample.
         given: parameters that the model came with, which are kept; the calibration may be empty
             then.
+        noise_price: what accuracy is worth in time; see `QuantConfig`.
         by_channel: whether what was seen of single channels counts: where the configuration would
             have had them observed, so that a calibration gives what its data would.
     """
@@ -57,6 +58,7 @@ class Job:
     scheme: str
     config: QuantConfig
     excluded: Sequence[str]
+    noise_price: float
     everything: bool = False
     inputs: _rustq.LayerInputs | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -70,16 +72,15 @@ class Job:
         size = block_size if config.block_size is None else config.block_size
         return config.weights, size or None, standard or config.quant_format == "qdq"
 
-    def choices(self, noise_price: float, method: str = "auto") -> _rustq._Choices:
-        """Those of the configuration for a runtime other than ONNX Runtime, whose price of noise
-        this is if none was asked for, and whose way to choose ranges `"auto"` means."""
+    def choices(self, method: str = "auto") -> _rustq._Choices:
+        """Those of the configuration for a runtime other than ONNX Runtime, whose way to choose
+        ranges `"auto"` means."""
         config = self.config
-        price = noise_price if config.noise_price is None else config.noise_price
         return {
             "method": method if config.method == "auto" else config.method,
             "percentile": config.percentile,
             "per_channel": config.per_channel,
-            "noise_price": 0.0 if self.everything else price,
+            "noise_price": 0.0 if self.everything else self.noise_price,
             "exclude": list(self.excluded),
             "equalize": bool(config.equalize),
             "rounding": config.rounding or "nearest",
@@ -139,7 +140,8 @@ class Target:
 
     Attributes:
         name: what users call it, and the module here that writes for it.
-        schemes: the schemes of activations that it can run, its default first.
+        noise_prices: the schemes of activations that it can run, its default first, and the price
+            of noise with each where none is asked for.
         suffix: of its main file.
         knobs: what of `QuantConfig` only it takes.
         weights: the number formats of weights that it can be given.
@@ -149,12 +151,17 @@ class Target:
     """
 
     name: str
-    schemes: tuple[str, ...]
+    noise_prices: Mapping[str, float]
     suffix: str = ".onnx"
     knobs: tuple[str, ...] = ()
     weights: tuple[str, ...] = ("int8",)
     weights_alone: tuple[str, ...] = ()
     measured: bool = True
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """The schemes of activations that it can run, its default first."""
+        return tuple(self.noise_prices)
 
     @property
     def session_options(self) -> Mapping[str, Any]:
@@ -238,19 +245,19 @@ TARGETS = {
     for target in (
         Target(
             "onnxruntime",
-            ("asym", "sym"),
+            {"asym": 3.0, "sym": 6.0},
             knobs=("activations", "block_size", "quant_format"),
             weights=("int8", "int4", "uint4", "log2", "binary"),
         ),
         Target(
             "tensorrt",
-            ("sym",),
+            {"sym": 20.0},
             knobs=("block_size", "high_precision", "tensorrt_version"),
             weights=("int8", "int4"),
             weights_alone=("int4",),
         ),
-        Target("ascend", ("asym", "sym"), knobs=("ascend_qdq",), measured=False),
-        Target("ncnn", ("sym",), ".param", weights=("int8", "float16", "float32")),
+        Target("ascend", {"asym": 3.0, "sym": 3.0}, knobs=("ascend_qdq",), measured=False),
+        Target("ncnn", {"sym": 20.0}, ".param", weights=("int8", "float16", "float32")),
     )
 }
 """All of them, by name."""

@@ -16,7 +16,6 @@ __all__ = ["make", "next_step"]
 RECORD = ".record.txt"
 EXPLICIT = ".qdq.onnx"
 
-NOISE_PRICE = 3.0
 RANGES = "ifmr"
 """The toolkit's own way to choose ranges."""
 
@@ -28,7 +27,7 @@ def make(job: Job) -> Outcome:
     outcome, record, explicit = _rustq.quantize_ascend(
         job.model,
         job.calibration._core,
-        job.choices(NOISE_PRICE, RANGES),
+        job.choices(RANGES),
         scheme=job.scheme,
     )
     files = {RECORD: record.encode()}

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Contents", "Layer", "as_run", "make", "next_step", "read", "unsupported"]
 
-NOISE_PRICE = 20.0
-"""By measurement through ncnn, see the table in `docs/ncnn.md`."""
-
 
 def make(job: Job) -> Outcome:
     """Exports for ncnn: int8 or, by `QuantConfig.weights`, float."""
@@ -30,7 +27,7 @@ def make(job: Job) -> Outcome:
     quantizing = config.weights == "int8"
     calibration = job.calibration._core if job.calibration and quantizing else None
     param, weights, table, layers, notes, simulation = _rustq.ncnn_export(
-        model, calibration, job.choices(NOISE_PRICE), weights=config.weights
+        model, calibration, job.choices(), weights=config.weights
     )
     files = {".param": param.encode(), ".bin": weights}
     if table:

@@ -10,7 +10,6 @@ from rustq.targets import Job, Outcome
 
 __all__ = ["make"]
 
-NOISE_PRICE = {"asym": 3.0, "sym": 6.0}
 OPSET = 21
 """The first operator set with DequantizeLinear of 4 bits and QuantizeLinear to 16."""
 
@@ -44,7 +43,6 @@ def make(job: Job) -> Outcome:
                 exclude=list(job.excluded),
             )
         )
-    price = config.noise_price
     return Outcome(
         *_rustq.quantize_static(
             model,
@@ -55,7 +53,7 @@ def make(job: Job) -> Outcome:
             percentile=config.percentile,
             per_channel=config.per_channel,
             avoid_saturation=config.avoid_saturation,
-            noise_price=NOISE_PRICE[job.scheme] if price is None else price,
+            noise_price=job.noise_price,
             exclude=list(job.excluded),
             everything=job.everything or config.activations == "int16",
             rounding=config.rounding or "nearest",

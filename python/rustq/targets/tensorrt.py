@@ -26,7 +26,6 @@ CODES_OPSET = 21
 BLOCK_SIZE = 128
 """TensorRT's documentation names 64 and 128."""
 
-NOISE_PRICE = 20.0
 BATCHES = (1, 8, 32)
 """Smallest, best and largest batch to suggest for a dynamic one."""
 
@@ -50,7 +49,7 @@ def make(job: Job) -> Outcome:
     (written, layers, found), cache = _rustq.quantize_tensorrt(
         model,
         job.calibration._core,
-        job.choices(NOISE_PRICE),
+        job.choices(),
         half=half,
         version=config.tensorrt_version,
     )
@@ -65,7 +64,7 @@ def _codes(job: Job) -> Outcome:
     if reason:
         raise UnsupportedError(f"4-bit weights need opset {CODES_OPSET}: {reason}")
     written, layers, notes = _rustq.quantize_tensorrt_weights(
-        model, job.codes(BLOCK_SIZE, standard=True), job.choices(NOISE_PRICE, "minmax")
+        model, job.codes(BLOCK_SIZE, standard=True), job.choices("minmax")
     )
     return Outcome(written, layers, [*notes, "4-bit weights: for TensorRT 10 and later"])
 

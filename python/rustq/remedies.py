@@ -1,0 +1,163 @@
+"""What is done where running a quantized model shows that its outputs are not good enough.
+
+The plan weighs noise where it arises; what becomes of it on the way to the outputs depends on the
+model: a difference of two nearly equal values is all noise. So the outputs of the best candidate
+are looked at, and a remedy is kept if they are closer then, and it is worth what it leaves in float:
+
+1. biases that take up the mean error of rounded weights;
+2. a higher price of noise, where the outputs are poor;
+3. the layers in float that do most harm, where that was not enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from rustq import text
+from rustq.measuring import Reference, decibels
+
+if TYPE_CHECKING:
+    from rustq.api import Task
+    from rustq.targets import Outcome
+
+__all__ = ["Trial", "int8_share", "remedied"]
+
+CLOSER = 10 ** (-0.05)
+"""Share of the error, half a decibel below it, that correcting biases has to reach: the samples
+were calibrated on, so that what follows them looks better than it is."""
+POOR = 0.01
+"""Relative noise of the outputs, 20 dB below them, above which higher prices of noise are tried."""
+DEARER = (2, 4, 8, 16)
+"""These, in times the usual one."""
+WORTH = 16
+"""Share of the multiply-accumulates that a relative noise of 1 in the outputs is worth: to be rid
+of 1 %, 16 % may stay float."""
+LOW = 0.03
+"""Relative noise of the outputs, 15 dB below them, above which the layers that cause it are looked
+for, and the user is told what can be done if it stays."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A quantized model that was run.
+
+    Attributes:
+        task: what makes it.
+        noise: energy of the error of its outputs, relative to theirs.
+        int8: share of the multiply-accumulates that it has in int8.
+    """
+
+    task: Task
+    noise: float
+    int8: float
+
+    @property
+    def sqnr(self) -> str:
+        """Of the outputs, as text."""
+        return text.decibels(decibels(self.noise))
+
+    @property
+    def worth(self) -> float:
+        """What runs in int8 less what that costs in accuracy, as a share of the products."""
+        return self.int8 - WORTH * self.noise
+
+    @property
+    def outcome(self) -> str:
+        """How good it is, and how much of it is in int8."""
+        return f"{self.sqnr}, with {100 * self.int8:.0f} % of the multiply-accumulates in int8"
+
+    def with_config(self, reference: Reference, **changes: Any) -> Trial:
+        """The same with another configuration, run."""
+        return _run(replace(self.task, config=replace(self.task.config, **changes)), reference)
+
+
+def _run(task: Task, reference: Reference) -> Trial:
+    outcome = task.outcome()
+    return Trial(task, reference.error(outcome.computed).noise, int8_share(outcome))
+
+
+def remedied(best: Trial, reference: Reference) -> tuple[Trial, list[str]]:
+    """The model with what makes it better, and a note for each."""
+    notes = []
+    for remedy in (_corrected, _dearer, _spared):
+        better = remedy(best, reference)
+        if better is not None:
+            best, note = better
+            notes.append(note)
+    if best.noise > LOW:
+        notes.append(
+            f"the outputs' SQNR is only {best.sqnr}: rustq.sensitivity tells which layers cost it,"
+            " and max_drop=0.01 leaves in float what it takes for 20 dB"
+        )
+    return best, notes
+
+
+def _corrected(best: Trial, reference: Reference) -> tuple[Trial, str] | None:
+    """With biases that take up the mean error, if the outputs are closer then."""
+    if best.task.config.bias_correction is not None:
+        return None
+    other = best.with_config(reference, bias_correction=True)
+    if other.noise >= CLOSER * best.noise:
+        return None
+    return other, f"bias correction: brings that to {other.sqnr}; kept"
+
+
+def _dearer(best: Trial, reference: Reference) -> tuple[Trial, str] | None:
+    """With a higher price of noise, if the outputs are poor and it is worth what stays float."""
+    if best.task.config.noise_price is not None:
+        return None
+    price, first = best.task.noise_price, best
+    for factor in DEARER if first.noise > POOR else ():
+        other = first.with_config(reference, noise_price=factor * price)
+        best = max(best, other, key=lambda trial: trial.worth)
+        if other.noise <= POOR:
+            break
+    if best is first:
+        return None
+    return best, (
+        f"noise price: {best.task.noise_price:g} in place of {price:g} brings that to"
+        f" {best.outcome} in place of {100 * first.int8:.0f} %; kept"
+    )
+
+
+def _spared(best: Trial, reference: Reference) -> tuple[Trial, str] | None:
+    """With the layers in float that do most harm, if the outputs are poor still."""
+    if best.noise <= LOW or best.task.config.noise_price is not None:
+        return None
+    first, names = best, _by_harm(best.task, reference)
+    for size in _doubling(len(names)):
+        other = _run(replace(first.task, spared=tuple(names[:size])), reference)
+        best = max(best, other, key=lambda trial: trial.worth)
+        if other.noise <= POOR:
+            break
+    if best is first:
+        return None
+    return best, (
+        f"layers left in float for the sake of the outputs: {len(best.task.spared)}, which brings"
+        f" that to {best.outcome} in place of {100 * first.int8:.0f} %; kept"
+    )
+
+
+def _by_harm(task: Task, reference: Reference) -> list[str]:
+    """The int8 layers, that with the largest share of the outputs' error first."""
+    from rustq.ranking import ranked
+
+    return [layer.name for layer in ranked(task, task.quantized(), reference).layers]
+
+
+def _doubling(most: int) -> Iterator[int]:
+    """1, 2, 4 and so on, and at last `most`."""
+    size = 1
+    while size < most:
+        yield size
+        size *= 2
+    yield most
+
+
+def int8_share(outcome: Outcome) -> float:
+    """Of the multiply-accumulates, between 0 and 1."""
+    layers = [(layer["macs"] or 0, layer["quantized"]) for layer in outcome.layers]
+    total = sum(macs for macs, _ in layers)
+    return sum(macs for macs, quantized in layers if quantized) / total if total else 0.0

@@ -1,0 +1,99 @@
+"""What is decided by running the quantized model: what stays float where outputs are poor."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import rustq
+from builders import Array, Feed, Net, run, sqnr
+
+WIDTH = 128
+
+
+def cancelling(difference: float) -> onnx.ModelProto:
+    """Convolutions, then two whose results are nearly equal, and the difference of what they make:
+    each alone loses little by int8, and the difference nearly everything."""
+    net = Net(seed=5)
+    x = net.input("x", 1, WIDTH, 16, 16)
+    for _ in range(3):
+        x = net.op("Conv", x, net.constant(weights(net)))
+    weight = weights(net)
+    branches = (weight, weight + difference * weights(net))
+    return net.model(net.op("Sub", *(net.op("Conv", x, net.constant(each)) for each in branches)))
+
+
+def loud(factor: float) -> onnx.ModelProto:
+    """Five convolutions. In the middle one channel is so many times the others, and sets the scale
+    for all, but is not read."""
+    net = Net(seed=3)
+    x = net.input("x", 1, WIDTH, 16, 16)
+    for place in range(5):
+        weight = weights(net)
+        if place == 2:
+            weight[0] *= factor
+        if place == 3:
+            weight[:, 0] = 0
+        x = net.op("Conv", x, net.constant(weight))
+    return net.model(x)
+
+
+def weights(net: Net) -> Array:
+    return net.random.normal(size=(WIDTH, WIDTH, 1, 1)) / np.sqrt(WIDTH)
+
+
+def feeds(seed: int, count: int = 8) -> list[Feed]:
+    random = np.random.default_rng(seed)
+    return [{"x": random.normal(size=(1, WIDTH, 16, 16)).astype(np.float32)} for _ in range(count)]
+
+
+def measured(model: onnx.ModelProto, result: rustq.QuantizedModel) -> float:
+    [sample] = feeds(9, 1)
+    [expected], [found] = run(model, sample), run(result, sample)
+    return sqnr(expected, found)
+
+
+def notes(result: rustq.QuantizedModel, start: str) -> list[str]:
+    return [note for note in result.report.notes if note.startswith(start)]
+
+
+@pytest.mark.parametrize(("scheme", "factor"), [("asym", 40), ("sym", 30)])
+def test_poor_outputs_make_noise_dearer(scheme: str, factor: float) -> None:
+    model, data = loud(factor), feeds(1)
+    config = rustq.QuantConfig(threads=1, equalize=False)
+    result = rustq.quantize(model, data, scheme=scheme, config=config)
+    asked = rustq.QuantConfig(threads=1, equalize=False, noise_price=1.0)
+    fixed = rustq.quantize(model, data, scheme=scheme, config=asked)
+    [note] = notes(result, "noise price:")
+    assert " in place of " in note
+    assert note.endswith("; kept")
+    assert notes(fixed, "noise price:") == []
+    assert measured(model, fixed) < 15
+    assert measured(model, result) > 20
+    assert any(layer.quantized for layer in result.report.layers)
+
+
+def test_what_no_price_tells_is_found_at_the_outputs() -> None:
+    model, data = cancelling(0.03), feeds(1)
+    result = rustq.quantize(model, data, config=rustq.QuantConfig(threads=1))
+    assert len(notes(result, "layers left in float for the sake of the outputs:")) == 1
+    assert measured(model, result) > 20
+    reasons = {layer.reason for layer in result.report.layers if not layer.quantized}
+    assert reasons == {"the outputs are poor with it in int8"}
+
+
+def test_a_price_that_was_asked_for_is_kept_and_poor_outputs_are_named() -> None:
+    model, data = cancelling(0.03), feeds(1)
+    config = rustq.QuantConfig(threads=1, noise_price=3.0)
+    result = rustq.quantize(model, data, config=config)
+    assert len(notes(result, "the outputs' SQNR is only ")) == 1
+    assert all(layer.quantized for layer in result.report.layers)
+
+
+def test_good_outputs_leave_all_as_it_is() -> None:
+    model, data = cancelling(1.0), feeds(1)
+    result = rustq.quantize(model, data, config=rustq.QuantConfig(threads=1))
+    assert measured(model, result) > 25
+    assert all(layer.quantized for layer in result.report.layers)
+    for start in ("noise price:", "layers left in float", "the outputs' SQNR"):
+        assert notes(result, start) == []
