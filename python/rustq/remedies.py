@@ -2,7 +2,7 @@
 
 The plan weighs noise where it arises; what becomes of it on the way to the outputs depends on the
 model: a difference of two nearly equal values is all noise. So the outputs of the best candidate
-are looked at, and a remedy is kept if they are closer then, and it is worth what it leaves in float:
+are looked at, and a remedy is kept if they are closer then and it is worth what stays float:
 
 1. biases that take up the mean error of rounded weights;
 2. a higher price of noise, where the outputs are poor;
