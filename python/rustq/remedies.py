@@ -81,7 +81,7 @@ def _run(task: Task, reference: Reference) -> Trial:
 def remedied(best: Trial, reference: Reference) -> tuple[Trial, list[str]]:
     """The model with what makes it better, and a note for each."""
     notes = []
-    for remedy in (_corrected, _dearer, _spared):
+    for remedy in (_corrected, _dearer, _spared) if _free(best.task) else (_corrected,):
         better = remedy(best, reference)
         if better is not None:
             best, note = better
@@ -92,6 +92,11 @@ def remedied(best: Trial, reference: Reference) -> tuple[Trial, list[str]]:
             " and max_drop=0.01 leaves in float what it takes for 20 dB"
         )
     return best, notes
+
+
+def _free(task: Task) -> bool:
+    """Whether more may stay float: neither a price was asked for, nor weights of few bits."""
+    return task.config.noise_price is None and task.config.weights == "int8"
 
 
 def _corrected(best: Trial, reference: Reference) -> tuple[Trial, str] | None:
@@ -106,8 +111,6 @@ def _corrected(best: Trial, reference: Reference) -> tuple[Trial, str] | None:
 
 def _dearer(best: Trial, reference: Reference) -> tuple[Trial, str] | None:
     """With a higher price of noise, if the outputs are poor and it is worth what stays float."""
-    if best.task.config.noise_price is not None:
-        return None
     price, first = best.task.noise_price, best
     for factor in DEARER if first.noise > POOR else ():
         other = first.with_config(reference, noise_price=factor * price)
@@ -124,7 +127,7 @@ def _dearer(best: Trial, reference: Reference) -> tuple[Trial, str] | None:
 
 def _spared(best: Trial, reference: Reference) -> tuple[Trial, str] | None:
     """With the layers in float that do most harm, if the outputs are poor still."""
-    if best.noise <= LOW or best.task.config.noise_price is not None:
+    if best.noise <= LOW:
         return None
     first, names = best, _by_harm(best.task, reference)
     for size in _doubling(len(names)):
