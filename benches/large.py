@@ -4,17 +4,19 @@
 
 For each size a model of random float32 weights is written: products of 4096 x 4096 in a chain, and
 an embedding table of an eighth of the size. Up to 2 GB the weights are in the model's file, above
-in one beside it. A fresh process quantizes it dynamically and saves the result; another one reads
-the same input once and writes as many bytes as that result has, with a sync: the unit of time. They
-take turns, with the input in the page cache if it fits there; medians.
+in one beside it. A fresh process does a piece of work and saves the result; after it, another one
+reads the same input once and writes as many bytes as that result has, with a sync: the unit of
+time. The input is in the page cache if it fits there; medians.
 
 Memory is sampled every 2 ms from `/proc` (Linux): `anonymous` is what the process itself takes
 (RssAnon + RssShmem), without the pages of mapped files, which belong to the page cache; `resident`
 is the peak of everything, mapped pages included (VmHWM). Both are beyond `import`: what the process
 has before it opens the model is subtracted.
 
-`static` calibrates on two samples instead, and runs the float model for that. `--peer` lets
-onnxruntime's `quantize_dynamic` do the same.
+`dynamic` quantizes without data, `int8` and `int4` the weights alone, `static` calibrates on two
+samples and runs the float model for that; `fold` writes the model as large as it was. `--peer` lets
+onnxruntime's `quantize_dynamic` do what `dynamic` does, which takes three times the model's size in
+memory. A result above 2 GiB has to be in two files by itself.
 """
 
 from __future__ import annotations
@@ -56,6 +58,20 @@ rustq.load(sys.argv[1])
 ready()
 rustq.quantize(sys.argv[1]).save(sys.argv[2])
 """,
+    "int8": """
+config = rustq.QuantConfig(activations="float32")
+ready()
+rustq.quantize(sys.argv[1], config=config).save(sys.argv[2])
+""",
+    "int4": """
+config = rustq.QuantConfig(weights="int4")
+ready()
+rustq.quantize(sys.argv[1], config=config).save(sys.argv[2])
+""",
+    "fold": """
+ready()
+rustq.fold(sys.argv[1]).save(sys.argv[2])
+""",
     "static": """
 import numpy as np
 import onnxruntime
@@ -84,6 +100,9 @@ with open(sys.argv[2], "wb", buffering=0) as file:
     os.fsync(file.fileno())
 """,
 }
+
+
+DEFAULT = ["open", "dynamic", "int8", "int4", "fold", "static"]
 
 
 @dataclass
@@ -180,51 +199,58 @@ def measure(folder: Path, gigabytes: float, works: list[str], rounds: int) -> li
     files = write_model(source, round(gigabytes * 1e9))
     size = sum(file.stat().st_size for file in files)
     large = int(size > PROTOBUF_LIMIT)
-    costs: dict[str, list[Cost]] = {work: [] for work in (*works, "once")}
-    written = 0
+    taken: dict[str, list[tuple[Cost, Cost]]] = {work: [] for work in works}
+    written = dict.fromkeys(works, 0)
     for _ in range(rounds):
-        for work, taken in costs.items():
-            extra = (written, *files) if work == "once" else (large,)
-            taken.append(cost(work, source, result, *extra))
-            if work in ("dynamic", "static"):
-                written = sum(file.stat().st_size for file in result.parent.iterdir())
-            for file in result.parent.iterdir():
-                file.unlink()
+        for work, costs in taken.items():
+            done = cost(work, source, result, large)
+            written[work] = _emptied(result.parent)
+            once = cost("once", source, result, written[work], *files)
+            costs.append((done, once))
+            _emptied(result.parent)
     for file in files:
         file.unlink()
     result.parent.rmdir()
-    unit = statistics.median(c.wall for c in costs["once"])
     rows = []
-    for work, taken in costs.items():
+    for work, costs in taken.items():
+        unit = statistics.median(once.wall for _, once in costs)
         wall, cpu, anonymous, resident = (
-            statistics.median(getattr(c, field) for c in taken)
+            statistics.median(getattr(done, field) for done, _ in costs)
             for field in ("wall", "cpu", "anonymous", "resident")
         )
+        figures = (f"{wall:.2f}", f"{unit:.2f}", f"{wall / unit:.2f}", f"{cpu:.2f}")
         megabytes = [f"{value / 1e6:.0f}" for value in (anonymous, resident)]
-        rows.append(
-            [
-                f"{size / 1e9:.2f}",
-                work,
-                f"{wall:.2f}",
-                f"{wall / unit:.2f}",
-                f"{cpu:.2f}",
-                *megabytes,
-            ]
-        )
+        rows.append([f"{size / 1e9:.2f}", work, f"{written[work] / 1e9:.2f}", *figures, *megabytes])
+        print(rows[-1], file=sys.stderr)
     return rows
+
+
+def _emptied(folder: Path) -> int:
+    """Removes what was written; returns how many bytes that was.
+
+    Raises:
+        AssertionError: more than one ONNX file can hold, but not in two.
+    """
+    sizes = []
+    for file in folder.iterdir():
+        sizes.append(file.stat().st_size)
+        file.unlink()
+    assert (sum(sizes) > PROTOBUF_LIMIT) <= (len(sizes) == 2), sizes
+    return sum(sizes)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--gigabytes", nargs="+", type=float, default=[1.5, 8])
-    parser.add_argument("--work", nargs="+", choices=WORK, default=["open", "dynamic"])
+    parser.add_argument("--work", nargs="+", choices=WORK, default=DEFAULT)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path(), help="with room for twice the size")
     parser.add_argument("--peer", action="store_true", help="onnxruntime's quantize_dynamic too")
     options = parser.parse_args()
     works = [*options.work, *(["peer"] if options.peer else [])]
-    header = ["GB", "work", "s", "x once", "CPU s", "anonymous MB", "resident MB"]
+    header = ["GB", "work", "out GB", "s", "once s", "x once", "CPU s"]
+    header += ["anonymous MB", "resident MB"]
     rows = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for gigabytes in options.gigabytes:

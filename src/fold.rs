@@ -185,13 +185,14 @@ fn sweep(
 /// Before IR version 4 an initializer had to be an input as well, without any wish to have it overridden.
 fn constants_leave_inputs(model: &Model) -> Result<Model> {
     const FIRST_WITHOUT: i64 = 4;
-    let mut proto = model.clone().into_proto();
-    if proto.ir_version() < FIRST_WITHOUT {
-        let graph = proto.graph.get_or_insert_default();
-        let initializers: std::collections::HashSet<_> =
-            graph.initializer.iter().map(|t| t.name().to_owned()).collect();
-        graph.input.retain(|i| !initializers.contains(i.name()));
-        proto.ir_version = Some(FIRST_WITHOUT);
+    if model.proto().ir_version() >= FIRST_WITHOUT {
+        return Ok(model.clone());
     }
+    let mut proto = model.clone().into_proto();
+    let graph = proto.graph.get_or_insert_default();
+    let initializers: std::collections::HashSet<_> =
+        graph.initializer.iter().map(|t| t.name().to_owned()).collect();
+    graph.input.retain(|i| !initializers.contains(i.name()));
+    proto.ir_version = Some(FIRST_WITHOUT);
     Model::from_proto(proto)
 }

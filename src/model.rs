@@ -6,6 +6,7 @@ mod pieces;
 mod tensors;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
@@ -31,10 +32,10 @@ pub enum ExternalData {
     Always,
 }
 
-/// An ONNX model in memory. Weights are shared slices of the mapped file, so clones are cheap.
+/// An ONNX model in memory. Clones share the message, and edited ones the weights, which are slices of the mapped file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
-    proto: ModelProto,
+    proto: Arc<ModelProto>,
     undeclared_bytes: usize,
 }
 
@@ -51,7 +52,7 @@ impl Model {
         let path = path.as_ref();
         let content = mapped::open(path).map_err(Error::io(path))?;
         let mut model = Self::decode(content, &path.display().to_string())?;
-        external::attach(&mut model.proto, files::folder(path))?;
+        external::attach(Arc::make_mut(&mut model.proto), files::folder(path))?;
         Ok(model)
     }
 
@@ -74,7 +75,7 @@ impl Model {
             return Err(not_onnx("it has no graph or no operator set".to_owned()));
         }
         let undeclared_bytes = length.saturating_sub(proto.encoded_len());
-        Ok(Self { proto, undeclared_bytes })
+        Ok(Self { proto: Arc::new(proto), undeclared_bytes })
     }
 
     /// A model around a message made in memory.
@@ -83,7 +84,7 @@ impl Model {
     /// [`Error::Model`] when the message has no graph.
     pub fn from_proto(proto: ModelProto) -> Result<Self> {
         match proto.graph {
-            Some(_) => Ok(Self { proto, undeclared_bytes: 0 }),
+            Some(_) => Ok(Self { proto: Arc::new(proto), undeclared_bytes: 0 }),
             None => Err(Error::Model("the model has no graph".to_owned())),
         }
     }
@@ -93,9 +94,9 @@ impl Model {
         &self.proto
     }
 
-    /// The message, for the stages of this crate to build the next model.
+    /// The message, for the stages of this crate to build the next model. It is copied if a clone of this one shares it.
     pub fn into_proto(self) -> ModelProto {
-        self.proto
+        Arc::unwrap_or_clone(self.proto)
     }
 
     /// The main graph.
@@ -172,7 +173,7 @@ impl Model {
     /// # Errors
     /// [`Error::Model`] when the model has no graph.
     pub fn referring(&self) -> Result<(Self, Option<PathBuf>)> {
-        let mut proto = self.proto.clone();
+        let mut proto = self.proto().clone();
         let folder = external::refer(&mut proto.graph.get_or_insert_default().initializer);
         Ok((Self::from_proto(proto)?, folder))
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -256,6 +258,51 @@ def test_calibration_reads_weights_where_they_are(
     monkeypatch.setattr(runner, "LARGE", 10_000)
     for source in (path, model):  # in a file, and in memory
         assert observed(source) == expected
+
+
+STATIC = """
+import sys, threading, time
+import numpy as np
+import rustq
+from rustq import runner
+
+def own():
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return 1024 * sum(int(lines[name].split()[0]) for name in ("RssAnon", "RssShmem"))
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, own())
+        time.sleep(0.001)
+
+runner.LARGE = 1 << 20
+feeds = [{"x": np.full((2, 2048), number, np.float32)} for number in range(2)]
+config = rustq.QuantConfig(method="minmax")
+rustq.quantize(sys.argv[2], feeds, config=config)  # what is loaded and kept once
+before = peak = own()
+threading.Thread(target=watch, daemon=True).start()
+rustq.quantize(sys.argv[1], feeds, config=config).save(sys.argv[3])
+print(peak - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_static_quantization_takes_no_copy_of_the_weights(tmp_path: Path) -> None:
+    paths = []
+    for layers in (10, 1):
+        net = Net()
+        y = net.input("x", 2, 2048)
+        for _ in range(layers):
+            y = net.op("MatMul", y, net.weight(2048, 2048, fan_in=2048))
+        path = tmp_path / f"{layers}.onnx"
+        paths.append(rustq.load(net.model(y)).save(path, external_data=True)[0])
+    size = (tmp_path / "10.onnx.data").stat().st_size
+    command = [sys.executable, "-c", STATIC, *map(str, paths), str(tmp_path / "int8.onnx")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    # The integers, of a quarter of the size, and what is at work.
+    assert int(done.stdout) < size // 2, (int(done.stdout), size)
+    assert (tmp_path / "int8.onnx").stat().st_size < size // 3
 
 
 def test_data_that_were_replaced_are_not_referred_to(tmp_path: Path) -> None:

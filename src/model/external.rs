@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
@@ -94,7 +95,7 @@ pub(super) fn separated(model: &Model, path: &Path) -> Result<(Model, PathBuf, O
     loop {
         let location = data_name(&name, number);
         let mut small = model.clone();
-        let content = detach(&mut small.proto, &location)?;
+        let content = detach(Arc::make_mut(&mut small.proto), &location)?;
         let data = path.with_file_name(&location);
         if !data.exists() {
             return Ok((small, data, Some(content)));
