@@ -170,8 +170,10 @@ bench-peers: release $(TOOLS) ## quantize the zoo with other tools, at several s
 	$(PY) -m pip install --quiet -r benches/requirements.txt uv
 	$(PY) benches/peers.py
 
-bench-large: release $(TOOLS) ## memory and time of quantizing models of 1.5 and 8 GB (heavy: 12 GB of disk)
-	$(PY) benches/large.py --peer
+bench-large: release $(TOOLS) ## memory and time of quantizing models of 1.5 and 8 GB, and of 10^6 nodes (heavy: 17 GB of disk)
+	$(PY) benches/large.py --gigabytes 1.5 --peer
+	$(PY) benches/large.py --gigabytes 8 --rounds 1
+	$(PY) benches/many_nodes.py
 
 bench-targets: release $(TOOLS) ## what the files for TensorRT and Ascend compute on real tasks (heavy: downloads)
 	$(PY) -m pip install --quiet -r benches/requirements.txt
