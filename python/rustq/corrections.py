@@ -44,11 +44,11 @@ class Excerpt:
     def feeds(
         self, model: _rustq.Model, config: QuantConfig, calibrated: int, count: int = SAMPLES
     ) -> Iterator[Any]:
-        """About `count` of the `calibrated` samples, as feeds of this model."""
+        """At most `count` of the `calibrated` samples, evenly spread, as feeds of this model."""
         again = self.data if self._first is None else self._first
         among = min(calibrated, SPREAD) if self._first is None else SAMPLES
         samples = feeds(again, inputs_of_model(model), config.images)
-        return islice(samples, 0, among, max(among // count, 1))
+        return (feed for i, feed in enumerate(islice(samples, among)) if -i * count % among < count)
 
 
 def layer_inputs(

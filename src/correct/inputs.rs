@@ -15,7 +15,7 @@ use crate::quantize::{Sites, channel_axis};
 use crate::tensor::shape;
 
 /// Positions taken from each inference for second moments, and for means alone.
-const POSITIONS: [usize; 2] = [96, 512];
+const POSITIONS: [usize; 2] = [96, 128];
 
 /// Largest number of inputs of a layer whose moments are kept: they take the square of that.
 const WIDEST: usize = 2304;
