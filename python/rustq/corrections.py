@@ -11,7 +11,7 @@ import numpy as np
 
 from rustq import _rustq
 from rustq.data import feeds
-from rustq.runner import inputs_of_model, session
+from rustq.runner import NO_SPINNING, inputs_of_model, session
 
 if TYPE_CHECKING:
     from rustq.config import QuantConfig
@@ -65,6 +65,7 @@ def layer_inputs(
         providers=(config.providers,)
         if isinstance(config.providers, str)
         else tuple(config.providers),
+        options=NO_SPINNING,
     )
     for feed in excerpt.feeds(model, config, calibrated):
         values = zip(seen.values, runner.run(seen.values, feed), strict=True)

@@ -91,14 +91,14 @@ class Sessions:
 
     def session(self, model: _rustq.Model | bytes) -> Session:
         """A session for a model, or a serialized one."""
-        from rustq.runner import session
+        from rustq.runner import NO_SPINNING, session
 
         config = self.config
         made: Session = session(
             model,
             threads=config.threads,
             providers=tuple(config.providers),
-            options=self.options,
+            options=NO_SPINNING | dict(self.options),
         )
         return made
 
