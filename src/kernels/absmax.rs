@@ -3,8 +3,10 @@
 use rayon::prelude::*;
 
 use super::layout::{self, BLOCK, SHARE, serial};
-use super::raise_abs_max_by_rows;
-use super::{Along, Params, Real, abs_max, quantize_clamped, quantize_tensor, raise_abs_max, stream};
+use super::{
+    Along, Params, Real, abs_max, absmax_quantize_rows, quantize_clamped, quantize_tensor, raise_abs_max,
+    raise_abs_max_by_rows, stream,
+};
 use crate::qparams::{Grid, Range, Scheme};
 
 /// Symmetric int8 codes, −127…127, and the scale `absmax / 127` of each channel (1 for a channel of zeros).
@@ -33,7 +35,9 @@ pub fn absmax_quantize<R: Real>(x: &[R], channels: usize, inner: usize, out: &mu
 /// Longer rows are better shared among threads, and do not stay in the cache.
 const LONGEST: usize = 1 << 20;
 
-fn scale_of(max: f32) -> f32 {
+/// The scale of a channel with this largest magnitude.
+#[inline]
+pub(super) fn scale_of(max: f32) -> f32 {
     Grid::new(Range::symmetric(max), Scheme::Symmetric).scale
 }
 
@@ -44,18 +48,28 @@ fn abs_max_of<R: Real>(x: &[R]) -> f32 {
 /// One row after the other, each read again while it is still in the cache.
 fn rows<R: Real>(x: &[R], inner: usize, out: &mut [i8]) -> Vec<f32> {
     let streaming = stream::pays(out);
-    let row = |(x, out): (&[R], &mut [i8])| {
-        let scale = scale_of(abs_max_of(x));
-        layout::share(Along::Tensor, 0, (x, out), streaming, &|x: &[R], _, out: &mut [i8]| {
-            R::with_wide(x, |x| quantize_clamped(x, scale, 0, -127, 127, out));
+    let mut scales = vec![0.0; x.len() / inner];
+    // As many short rows as fit into a block, or a long one.
+    let together = (BLOCK / inner).max(1);
+    let share = |((x, out), scales): ((&[R], &mut [i8]), &mut [f32])| {
+        if inner <= BLOCK {
+            return layout::share(Along::Tensor, 0, (x, out), streaming, |x: &[R], _, out: &mut [i8]| {
+                R::with_wide(x, |x| absmax_quantize_rows(x, scales, out));
+            });
+        }
+        scales[0] = scale_of(abs_max_of(x));
+        layout::share(Along::Tensor, 0, (x, out), streaming, |x: &[R], _, out: &mut [i8]| {
+            R::with_wide(x, |x| quantize_clamped(x, scales[0], 0, -127, 127, out));
         });
-        scale
     };
+    let step = together * inner;
     if serial(x, 2 * SHARE) {
-        return x.chunks(inner).zip(out.chunks_mut(inner)).map(row).collect();
+        x.chunks(step).zip(out.chunks_mut(step)).zip(scales.chunks_mut(together)).for_each(share);
+    } else {
+        let parts = x.par_chunks(step).zip(out.par_chunks_mut(step)).zip(scales.par_chunks_mut(together));
+        parts.with_min_len(SHARE.div_ceil(step)).for_each(share);
     }
-    let rows = x.par_chunks(inner).zip(out.par_chunks_mut(inner));
-    rows.with_min_len(SHARE.div_ceil(inner)).map(row).collect()
+    scales
 }
 
 /// Rows that are read together, so that the maxima of their columns are read and written once for all of them.

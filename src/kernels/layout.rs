@@ -100,7 +100,7 @@ pub fn share<I, O: Copy + Default>(
     start: usize,
     (x, out): (&[I], &mut [O]),
     streaming: bool,
-    kernel: &impl Fn(&[I], Run, &mut [O]),
+    mut kernel: impl FnMut(&[I], Run, &mut [O]),
 ) {
     if !streaming {
         each_run(along, start, x.len(), |range, run| kernel(&x[range.clone()], run, &mut out[range]));

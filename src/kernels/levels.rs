@@ -3,47 +3,59 @@
 //! A level that the machine lacks is the next lower one there.
 
 use super::QuantInt;
+use super::instructions::{Baseline, instructions};
 use super::portable;
 pub use super::portable::Uniform;
+use multiversion::multiversion;
+
+/// The instructions of a level.
+macro_rules! by {
+    () => {
+        Baseline
+    };
+    ($targets:literal) => {
+        instructions!()
+    };
+}
 
 macro_rules! levels {
-    ($($(#[$doc:meta])* $level:ident: $($clone:meta)?;)*) => {$(
+    ($($(#[$doc:meta])* $level:ident $(: $targets:literal)?;)*) => {$(
         $(#[$doc])*
         pub mod $level {
             use super::*;
 
             /// [`super::super::quantize`].
-            $(#[$clone])?
+            $(#[multiversion(targets($targets))])?
             pub fn quantize<T: QuantInt>(x: &[f32], steps: Uniform, out: &mut [T]) {
-                portable::quantize(x, steps, out);
+                portable::quantize(by!($($targets)?), x, steps, out);
             }
 
             /// [`super::super::dequantize`].
-            $(#[$clone])?
+            $(#[multiversion(targets($targets))])?
             pub fn dequantize<T: QuantInt>(q: &[T], steps: Uniform, out: &mut [f32]) {
                 portable::dequantize(q, steps, out);
             }
 
             /// [`super::super::fake_quantize`].
-            $(#[$clone])?
+            $(#[multiversion(targets($targets))])?
             pub fn fake_quantize(x: &[f32], steps: Uniform, out: &mut [f32]) {
-                portable::fake_quantize(x, steps, out);
+                portable::fake_quantize(by!($($targets)?), x, steps, out);
             }
 
             /// [`super::super::quantization_error`].
-            $(#[$clone])?
+            $(#[multiversion(targets($targets))])?
             pub fn quantization_error(x: &[f32], steps: Uniform) -> f64 {
-                portable::quantization_error(x, steps)
+                portable::quantization_error(by!($($targets)?), x, steps)
             }
 
             /// [`super::super::min_max`].
-            $(#[$clone])?
+            $(#[multiversion(targets($targets))])?
             pub fn min_max(x: &[f32]) -> Option<(f32, f32)> {
                 portable::min_max(x)
             }
 
             /// [`super::super::abs_max`].
-            $(#[$clone])?
+            $(#[multiversion(targets($targets))])?
             pub fn abs_max(x: &[f32]) -> f32 {
                 portable::abs_max(x)
             }
@@ -52,9 +64,9 @@ macro_rules! levels {
 }
 levels! {
     /// What every processor of the architecture has: SSE2, or NEON.
-    baseline: ;
-    /// AVX2.
-    avx2: multiversion::multiversion(targets("x86_64+avx2"));
+    baseline;
+    /// AVX2 and FMA.
+    avx2: "x86_64+avx2+fma";
     /// AVX-512.
-    avx512: multiversion::multiversion(targets("x86_64+avx2+avx512f+avx512bw+avx512dq+avx512vl"));
+    avx512: "x86_64+avx2+fma+avx512f+avx512bw+avx512dq+avx512vl";
 }

@@ -1,11 +1,14 @@
 //! The inner loops: slices in, slices out.
 //!
 //! Every kernel is plain Rust that the compiler vectorises (the loops are in `portable.rs`), compiled once for
-//! the baseline, once for AVX2, and for AVX-512 where `benches/kernels.rs` shows a gain, and chosen at run time. Rust
-//! never contracts `a * b + c`, and every reduction adds its lanes in one fixed order, so the clones agree **bit for bit** and results do not depend on the machine.
+//! the baseline, once for AVX2, and for AVX-512 where `benches/kernels.rs` shows a gain, and chosen at run time. Where a
+//! bench shows that AVX2's own instructions pay, `instructions.rs` has them. Every reduction adds its lanes in one fixed
+//! order, and a product that may be rounded once or twice only ever decides which integers are beyond doubt, so the
+//! clones agree **bit for bit** and results do not depend on the machine.
 
 mod absmax;
 mod histogram;
+mod instructions;
 pub mod int4;
 mod lanes;
 mod layout;
@@ -19,6 +22,7 @@ mod tests;
 
 use std::sync::Mutex;
 
+use instructions::instructions;
 use multiversion::multiversion;
 use portable::{Columns, Steps, Uniform};
 use rayon::prelude::*;
@@ -36,7 +40,7 @@ pub const BINS: usize = 1 << 16;
 pub type BinTable = [u64; BINS];
 
 /// An integer type that quantized values are stored in.
-pub trait QuantInt: Copy + PartialOrd + Send + Sync + 'static {
+pub trait QuantInt: bytemuck::Pod + PartialOrd + Send + Sync {
     /// Smallest integer.
     const MIN: i32;
     /// Largest integer.
@@ -111,9 +115,9 @@ pub fn quantization_error(x: &[f32], scale: f32, zero_point: i32, qmin: i32, qma
     quantization_error_steps(x, Uniform::new(scale, zero_point, qmin, qmax))
 }
 
-#[multiversion(targets("x86_64+avx2+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx2+fma+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn quantize_steps<T: QuantInt, S: Steps>(x: &[f32], steps: S, out: &mut [T]) {
-    portable::quantize(x, steps, out);
+    portable::quantize(instructions!(), x, steps, out);
 }
 
 #[multiversion(targets("x86_64+avx2"))]
@@ -121,14 +125,14 @@ fn dequantize_steps<T: QuantInt, S: Steps>(q: &[T], steps: S, out: &mut [f32]) {
     portable::dequantize(q, steps, out);
 }
 
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx2+fma"))]
 fn fake_quantize_steps<S: Steps>(x: &[f32], steps: S, out: &mut [f32]) {
-    portable::fake_quantize(x, steps, out);
+    portable::fake_quantize(instructions!(), x, steps, out);
 }
 
-#[multiversion(targets("x86_64+avx2+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx2+fma+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn quantization_error_steps<S: Steps>(x: &[f32], steps: S) -> f64 {
-    portable::quantization_error(x, steps)
+    portable::quantization_error(instructions!(), x, steps)
 }
 
 /// Smallest and largest value, `None` if there is none.
@@ -161,6 +165,15 @@ pub fn raise_abs_max(maxima: &mut [f32], x: &[f32]) {
 #[multiversion(targets("x86_64+avx2"))]
 fn raise_abs_max_by_rows(maxima: &mut [f32], rows: [&[f32]; 4]) {
     portable::raise_abs_max_by_rows(maxima, rows);
+}
+
+/// [`absmax_quantize`] of rows, as many as scales.
+///
+/// # Panics
+/// If the lengths do not fit.
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn absmax_quantize_rows(x: &[f32], scales: &mut [f32], out: &mut [i8]) {
+    portable::absmax_quantize_rows(instructions!(), x, scales, out);
 }
 
 /// [`raise_abs_max`] of `sizes` by two rows and of `sums` by their sum, and the [`sum_of_squares`] of both, in one pass.

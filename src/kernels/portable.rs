@@ -3,9 +3,9 @@
 //! Two habits let them vectorise on every target: `if a < b { a } else { b }` rather than `f32::min` (one instruction
 //! instead of a NaN dance), and arrays of lanes over `as_chunks` for reductions, which also fix the order of addition.
 
+use super::absmax::scale_of;
+use super::instructions::{Instructions, LANES};
 use super::{BinTable, QuantInt};
-
-const LANES: usize = 32;
 
 /// `1.5 × 2²³`: adding it to `|v| < 2²²` rounds `v` to the nearest integer, ties to even, in the low mantissa bits.
 /// (`f32::round_ties_even` is a library call on baseline x86-64, and 29 times slower.)
@@ -28,11 +28,16 @@ pub trait Steps: Copy {
     fn scale(self, at: usize) -> f32;
     /// Of the element at this place.
     fn zero_point(self, at: usize) -> i32;
+    /// Smallest integer.
+    fn qmin(self) -> i32;
     /// Largest integer.
     fn qmax(self) -> i32;
-    /// `round_half_even(x / scale) + zero_point` of the elements from `at` on, above [`FRACTION`] other bits. NaN and what lies
-    /// below the smallest integer is that; what lies above [`Steps::qmax`] may be more.
-    fn fixed<const N: usize>(self, x: &[f32; N], at: usize) -> [i32; N];
+    /// How to do without a division.
+    fn product(self) -> Product;
+    /// Of the scales of the elements from `at` on.
+    fn reciprocals<const N: usize>(self, at: usize) -> [f32; N];
+    /// [`Product::offset`] of the elements from `at` on.
+    fn offsets<const N: usize>(self, at: usize) -> [f32; N];
 }
 
 /// The integers a value may round to, relative to the zero point, as floats.
@@ -77,17 +82,17 @@ impl Limits {
 /// Whatever lies below the smallest integer, and NaN, is raised to its fraction ¼, which is beyond doubt; what lies above the
 /// largest is left to integers.
 #[derive(Clone, Copy)]
-struct Product {
-    lo: f32,
+pub struct Product {
+    pub(super) lo: f32,
     /// The fraction bits that are not all 0 where the sum is beyond doubt; none if that is never so.
-    fraction: i32,
+    pub(super) fraction: i32,
 }
 
 /// Number of bits below 1 in floats from 512 to 1024.
-const FRACTION: u32 = 14;
+pub(super) const FRACTION: i32 = 14;
 
 /// The middle of these floats, where the integer 0 is.
-const MIDDLE: f32 = 768.0;
+pub(super) const MIDDLE: f32 = 768.0;
 
 impl Product {
     /// For integers from `qmin` on; never beyond doubt unless `exact_enough`.
@@ -113,8 +118,9 @@ impl Product {
 
     /// The sum less [`MIDDLE`], of [`FRACTION`] bits below 1; of no meaning where it was never exact enough.
     #[inline(always)]
-    fn fixed(self, v: f32, reciprocal: f32, offset: f32) -> i32 {
-        larger(v * reciprocal + offset, self.lo).to_bits().wrapping_sub(MIDDLE.to_bits()) as i32
+    fn fixed(self, by: impl Instructions, v: f32, reciprocal: f32, offset: f32) -> i32 {
+        larger(by.multiply_add(v, reciprocal, offset), self.lo).to_bits().wrapping_sub(MIDDLE.to_bits())
+            as i32
     }
 
     /// Whether one is in doubt.
@@ -143,7 +149,7 @@ const WIDTH: usize = 8;
 pub struct Uniform {
     scale: f32,
     zero_point: i32,
-    limits: Limits,
+    qmin: i32,
     qmax: i32,
     reciprocal: f32,
     offset: f32,
@@ -155,8 +161,8 @@ impl Uniform {
     #[inline(always)]
     pub fn new(scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> Self {
         let product = Product::new(qmin, Product::is_exact_enough(scale, zero_point, qmin, qmax));
-        let (limits, offset) = (Limits::new(zero_point, qmin, qmax), Product::offset(zero_point));
-        Self { scale, zero_point, limits, qmax, reciprocal: 1.0 / scale, offset, product }
+        let (reciprocal, offset) = (1.0 / scale, Product::offset(zero_point));
+        Self { scale, zero_point, qmin, qmax, reciprocal, offset, product }
     }
 }
 
@@ -172,23 +178,28 @@ impl Steps for Uniform {
     }
 
     #[inline(always)]
+    fn qmin(self) -> i32 {
+        self.qmin
+    }
+
+    #[inline(always)]
     fn qmax(self) -> i32 {
         self.qmax
     }
 
     #[inline(always)]
-    fn fixed<const N: usize>(self, x: &[f32; N], _: usize) -> [i32; N] {
-        // Loops over indices: closures of `map` are functions of their own in builds without link-time optimization.
-        let mut fixed = [0; N];
-        for i in 0..N {
-            fixed[i] = self.product.fixed(x[i], self.reciprocal, self.offset);
-        }
-        if self.product.doubts(&fixed) {
-            for i in 0..N {
-                fixed[i] = self.limits.divide(x[i], self.scale, self.zero_point) << FRACTION;
-            }
-        }
-        fixed
+    fn product(self) -> Product {
+        self.product
+    }
+
+    #[inline(always)]
+    fn reciprocals<const N: usize>(self, _: usize) -> [f32; N] {
+        [self.reciprocal; N]
+    }
+
+    #[inline(always)]
+    fn offsets<const N: usize>(self, _: usize) -> [f32; N] {
+        [self.offset; N]
     }
 }
 
@@ -216,25 +227,28 @@ impl Steps for Each<'_> {
     }
 
     #[inline(always)]
+    fn qmin(self) -> i32 {
+        self.qmin
+    }
+
+    #[inline(always)]
     fn qmax(self) -> i32 {
         self.qmax
     }
 
     #[inline(always)]
-    fn fixed<const N: usize>(self, x: &[f32; N], at: usize) -> [i32; N] {
-        let (reciprocal, offset) = (&self.reciprocal[at..][..N], &self.offset[at..][..N]);
-        let mut fixed = [0; N];
-        for i in 0..N {
-            fixed[i] = self.product.fixed(x[i], reciprocal[i], offset[i]);
-        }
-        if self.product.doubts(&fixed) {
-            let (scale, zero_point) = (&self.scale[at..][..N], &self.zero_point[at..][..N]);
-            for i in 0..N {
-                let limits = Limits::new(zero_point[i], self.qmin, self.qmax);
-                fixed[i] = limits.divide(x[i], scale[i], zero_point[i]) << FRACTION;
-            }
-        }
-        fixed
+    fn product(self) -> Product {
+        self.product
+    }
+
+    #[inline(always)]
+    fn reciprocals<const N: usize>(self, at: usize) -> [f32; N] {
+        *self.reciprocal[at..].first_chunk().expect("as many as elements")
+    }
+
+    #[inline(always)]
+    fn offsets<const N: usize>(self, at: usize) -> [f32; N] {
+        *self.offset[at..].first_chunk().expect("as many as elements")
     }
 }
 
@@ -274,29 +288,107 @@ impl<'a> Columns<'a> {
     }
 }
 
+/// The integers of the elements from `at` on above [`FRACTION`] other bits, if none is in doubt. NaN and what lies below the
+/// smallest integer is that; what lies above [`Steps::qmax`] may be more.
+#[inline(always)]
+fn multiplied<const N: usize>(
+    by: impl Instructions,
+    x: &[f32; N],
+    steps: impl Steps,
+    at: usize,
+) -> Option<[i32; N]> {
+    let (reciprocal, offset) = (steps.reciprocals::<N>(at), steps.offsets::<N>(at));
+    // Loops over indices: closures of `map` are functions of their own in builds without link-time optimization.
+    let mut fixed = [0; N];
+    for i in 0..N {
+        fixed[i] = steps.product().fixed(by, x[i], reciprocal[i], offset[i]);
+    }
+    (!steps.product().doubts(&fixed)).then_some(fixed)
+}
+
+/// The same by definition, whatever the elements.
+#[inline(always)]
+fn divided<const N: usize>(x: &[f32; N], steps: impl Steps, at: usize) -> [i32; N] {
+    let mut fixed = [0; N];
+    for i in 0..N {
+        let zero_point = steps.zero_point(at + i);
+        let limits = Limits::new(zero_point, steps.qmin(), steps.qmax());
+        fixed[i] = limits.divide(x[i], steps.scale(at + i), zero_point) << FRACTION;
+    }
+    fixed
+}
+
+#[inline(always)]
+fn fixed<const N: usize>(by: impl Instructions, x: &[f32; N], steps: impl Steps, at: usize) -> [i32; N] {
+    multiplied(by, x, steps, at).unwrap_or_else(|| divided(x, steps, at))
+}
+
 /// Calls `each(elements, place of the first, nearest, above FRACTION other bits)` in order.
 #[inline(always)]
-fn for_each_fixed(x: &[f32], steps: impl Steps, mut each: impl FnMut(usize, &[f32], &[i32])) {
+fn for_each_fixed(
+    by: impl Instructions,
+    x: &[f32],
+    steps: impl Steps,
+    mut each: impl FnMut(usize, &[f32], &[i32]),
+) {
     let (chunks, tail) = x.as_chunks::<LANES>();
     for (i, chunk) in chunks.iter().enumerate() {
-        each(i * LANES, chunk, &steps.fixed(chunk, i * LANES));
+        each(i * LANES, chunk, &fixed(by, chunk, steps, i * LANES));
     }
     for (i, v) in tail.as_chunks::<1>().0.iter().enumerate() {
         let at = chunks.len() * LANES + i;
-        each(at, v, &steps.fixed(v, at));
+        each(at, v, &fixed(by, v, steps, at));
+    }
+}
+
+/// The integers that [`multiplied`] and [`divided`] have above other bits.
+#[inline(always)]
+fn narrow<T: QuantInt, const N: usize>(fixed: [i32; N], most: T) -> [T; N] {
+    let mut narrow = [T::zeroed(); N];
+    for i in 0..N {
+        let q = T::from_i32((fixed[i] >> FRACTION).clamp(T::MIN, T::MAX));
+        narrow[i] = if q < most { q } else { most };
+    }
+    narrow
+}
+
+/// See [`Instructions::quantize`].
+#[inline(always)]
+pub(super) fn quantize_lanes<T: QuantInt, const N: usize>(
+    by: impl Instructions,
+    x: &[f32; N],
+    steps: impl Steps,
+    at: usize,
+) -> Option<[T; N]> {
+    multiplied(by, x, steps, at).map(|fixed| narrow(fixed, T::from_i32(steps.qmax())))
+}
+
+#[inline(always)]
+pub(super) fn quantize<T: QuantInt>(by: impl Instructions, x: &[f32], steps: impl Steps, out: &mut [T]) {
+    assert_eq!(x.len(), out.len());
+    let most = T::from_i32(steps.qmax());
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    let (places, rest) = out.as_chunks_mut::<LANES>();
+    for (i, (chunk, place)) in chunks.iter().zip(places).enumerate() {
+        let at = i * LANES;
+        *place = match by.quantize(chunk, steps, at) {
+            Some(codes) => codes,
+            None => narrow(divided(chunk, steps, at), most),
+        };
+    }
+    for (i, (v, place)) in tail.as_chunks::<1>().0.iter().zip(rest).enumerate() {
+        [*place] = narrow(fixed(by, v, steps, chunks.len() * LANES + i), most);
     }
 }
 
 #[inline(always)]
-pub(super) fn quantize<T: QuantInt>(x: &[f32], steps: impl Steps, out: &mut [T]) {
-    assert_eq!(x.len(), out.len());
-    let most = T::from_i32(steps.qmax());
-    for_each_fixed(x, steps, |at, _, fixed| {
-        for (q, &fixed) in out[at..at + fixed.len()].iter_mut().zip(fixed) {
-            let narrow = T::from_i32((fixed >> FRACTION).clamp(T::MIN, T::MAX));
-            *q = if narrow < most { narrow } else { most };
-        }
-    });
+pub(super) fn absmax_quantize_rows(by: impl Instructions, x: &[f32], scales: &mut [f32], out: &mut [i8]) {
+    assert!(x.len() == out.len() && x.len().is_multiple_of(scales.len()));
+    let row = x.len() / scales.len();
+    for ((x, out), scale) in x.chunks_exact(row).zip(out.chunks_exact_mut(row)).zip(scales) {
+        *scale = scale_of(abs_max(x));
+        quantize(by, x, Uniform::new(*scale, 0, -127, 127), out);
+    }
 }
 
 #[inline(always)]
@@ -308,10 +400,10 @@ pub(super) fn dequantize<T: QuantInt>(q: &[T], steps: impl Steps, out: &mut [f32
 }
 
 #[inline(always)]
-pub(super) fn fake_quantize(x: &[f32], steps: impl Steps, out: &mut [f32]) {
+pub(super) fn fake_quantize(by: impl Instructions, x: &[f32], steps: impl Steps, out: &mut [f32]) {
     assert_eq!(x.len(), out.len());
     let real = |at: usize, fixed: i32| real(steps, at, fixed);
-    for_each_fixed(x, steps, |at, _, fixed| {
+    for_each_fixed(by, x, steps, |at, _, fixed| {
         // Of a known length the compiler makes vectors, which the general loop would not become here.
         if let Ok(fixed) = <&[i32; LANES]>::try_from(fixed) {
             let out = &mut out[at..at + LANES];
@@ -335,9 +427,9 @@ fn real(steps: impl Steps, at: usize, fixed: i32) -> f32 {
 }
 
 #[inline(always)]
-pub(super) fn quantization_error(x: &[f32], steps: impl Steps) -> f64 {
+pub(super) fn quantization_error(by: impl Instructions, x: &[f32], steps: impl Steps) -> f64 {
     let mut sums = [0.0; LANES];
-    for_each_fixed(x, steps, |at, x, fixed| {
+    for_each_fixed(by, x, steps, |at, x, fixed| {
         for (i, (v, &fixed)) in x.iter().zip(fixed).enumerate() {
             let error = f64::from(real(steps, at + i, fixed)) - f64::from(*v);
             sums[i] += error * error;
@@ -359,29 +451,25 @@ pub(super) fn min_max(x: &[f32]) -> Option<(f32, f32)> {
     join(&los, &his, tail)
 }
 
-/// A vector of those that `pick` takes of lanes that are not NaN: one after the other would take as long as hundreds of
-/// elements.
+/// What `pick` takes of lanes that are not NaN, halving them: one after the other would take as long as hundreds of elements.
 #[inline(always)]
-fn fold(lanes: &[f32; LANES], pick: impl Fn(f32, f32) -> f32) -> [f32; WIDTH] {
-    let mut picked = [0.0; WIDTH];
-    picked.copy_from_slice(&lanes[..WIDTH]);
-    for (i, &lane) in lanes.iter().enumerate() {
-        picked[i % WIDTH] = pick(lane, picked[i % WIDTH]);
+fn fold(lanes: &[f32; LANES], pick: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut picked = *lanes;
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            picked[i] = pick(picked[i], picked[i + half]);
+        }
+        half /= 2;
     }
-    picked
+    picked[0]
 }
 
 /// The extremes of lanes and of what is left over; −0 becomes 0.
 #[inline(always)]
 fn join(los: &[f32; LANES], his: &[f32; LANES], tail: &[f32]) -> Option<(f32, f32)> {
-    let lo = fold(los, smaller)
-        .into_iter()
-        .chain(tail.iter().copied())
-        .fold(f32::INFINITY, |lo, v| smaller(v, lo));
-    let hi = fold(his, larger)
-        .into_iter()
-        .chain(tail.iter().copied())
-        .fold(f32::NEG_INFINITY, |hi, v| larger(v, hi));
+    let lo = tail.iter().fold(fold(los, smaller), |lo, &v| smaller(v, lo));
+    let hi = tail.iter().fold(fold(his, larger), |hi, &v| larger(v, hi));
     (lo <= hi).then_some((lo + 0.0, hi + 0.0))
 }
 
@@ -473,7 +561,7 @@ pub(super) fn abs_max(x: &[f32]) -> f32 {
             *max = larger(v.abs(), *max);
         }
     }
-    fold(&maxima, larger).iter().chain(tail).fold(0.0, |max, &v| larger(v.abs(), max))
+    tail.iter().fold(fold(&maxima, larger), |max, &v| larger(v.abs(), max))
 }
 
 /// [`min_max`], and the smallest magnitude that is neither 0 nor NaN, infinite if there is none.
