@@ -70,8 +70,8 @@ def show_advice(facts: Facts) -> None:
 def show_quantized(report: Report) -> None:
     """The outcome of `rustq quantize`: the summary, and what stayed float by reason."""
     click.echo(f"{report.summary(reasons=False)}\n")
-    if rows := report.float_rows():
-        show_table("in float", FLOAT_HEADER, rows[:REASONS])
+    rows = report.float_rows()
+    show_table("in float", FLOAT_HEADER, rows[:REASONS])
     if len(rows) > REASONS:
         click.echo(f"{len(rows) - REASONS} more reasons, see --json\n")
     if report.notes:

@@ -11,7 +11,8 @@ import numpy as np
 
 from rustq import _rustq
 from rustq.data import feeds
-from rustq.runner import NO_SPINNING, inputs_of_model, session
+from rustq.measuring import Sessions
+from rustq.runner import inputs_of_model
 
 if TYPE_CHECKING:
     from rustq.config import QuantConfig
@@ -48,6 +49,7 @@ class Excerpt:
         again = self.data if self._first is None else self._first
         among = min(calibrated, SPREAD) if self._first is None else SAMPLES
         samples = feeds(again, inputs_of_model(model), config.images)
+        # Each place on a line of `count` steps is taken by the first sample at or after it.
         return (feed for i, feed in enumerate(islice(samples, among)) if -i * count % among < count)
 
 
@@ -59,14 +61,7 @@ def layer_inputs(
     seen = _rustq.LayerInputs(model, config.rounding == "learned")
     if not seen.values:
         return seen
-    runner = session(
-        model.with_outputs(seen.values),
-        threads=config.threads,
-        providers=(config.providers,)
-        if isinstance(config.providers, str)
-        else tuple(config.providers),
-        options=NO_SPINNING,
-    )
+    runner = Sessions(config).session(model.with_outputs(seen.values))
     for feed in excerpt.feeds(model, config, calibrated):
         values = zip(seen.values, runner.run(seen.values, feed), strict=True)
         floats = {name: np.ascontiguousarray(v) for name, v in values if v.dtype == np.float32}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rustq import text
 from rustq.measuring import Metric, Reference, repeatable, scored
 from rustq.progress import Progress, reporting
-from rustq.ranking import LayerSensitivity, ranked
+from rustq.ranking import LayerSensitivity, prefixes, ranked
 
 if TYPE_CHECKING:
     from rustq.api import Task
@@ -87,16 +87,17 @@ class _Search:
 
     def shortest(self, names: Sequence[str]) -> Attempt:
         """The shortest prefix of a ranking that is enough, or the best of those tried."""
-        failed, size, best = 0, 1, None
-        while True:
-            attempt = self.attempt(names[:size])
+        failed, best = 0, None
+        for prefix in prefixes(names):
+            attempt = self.attempt(prefix)
             if best is None or self.holds(attempt) or attempt.drop < best.drop:
                 best = attempt
             if self.holds(attempt):
                 break
-            if size >= len(names):
-                return best
-            failed, size = size, min(2 * size, len(names))
+            failed = len(prefix)
+        assert best is not None
+        if not self.holds(best):
+            return best
         while len(best.kept) - failed > 1:
             middle = (failed + len(best.kept)) // 2
             attempt = self.attempt(names[:middle])

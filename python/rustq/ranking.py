@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -212,6 +212,15 @@ def ranked(task: Task, quantized: QuantizedModel, reference: Reference) -> Sensi
         exact=False,
         samples=len(reference.feeds),
     )
+
+
+def prefixes(ranking: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The first 1, 2, 4 and so on of a ranking, and at last all of it."""
+    size = 1
+    while size < len(ranking):
+        yield ranking[:size]
+        size *= 2
+    yield ranking
 
 
 def _sorted(layers: Iterable[LayerSensitivity]) -> tuple[LayerSensitivity, ...]:

@@ -11,22 +11,24 @@ are looked at, and a remedy is kept if they are closer then and it is worth what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rustq import text
 from rustq.measuring import Reference, decibels
+from rustq.ranking import prefixes, ranked
 
 if TYPE_CHECKING:
     from rustq.api import Task
     from rustq.targets import Outcome
 
-__all__ = ["Trial", "int8_share", "remedied"]
+__all__ = ["MARGIN", "Trial", "int8_share", "remedied"]
 
-CLOSER = 10 ** (-0.05)
-"""Share of the error, half a decibel below it, that correcting biases has to reach: the samples
-were calibrated on, so that what follows them looks better than it is."""
+MARGIN = 10 ** (-0.05)
+"""Share of the least error so far, half a decibel below it, that another way has to reach where it
+leaves nothing in float: the samples were calibrated on, so that what follows them looks better than
+it is."""
 POOR = 0.01
 """Relative noise of the outputs, 20 dB below them, above which higher prices of noise are tried."""
 DEARER = (2, 4, 8, 16)
@@ -104,59 +106,56 @@ def _corrected(best: Trial, reference: Reference) -> tuple[Trial, str] | None:
     if best.task.config.bias_correction is not None:
         return None
     other = best.with_config(reference, bias_correction=True)
-    if other.noise >= CLOSER * best.noise:
+    if other.noise >= MARGIN * best.noise:
         return None
     return other, f"bias correction: brings that to {other.sqnr}; kept"
 
 
-def _dearer(best: Trial, reference: Reference) -> tuple[Trial, str] | None:
+def _dearer(first: Trial, reference: Reference) -> tuple[Trial, str] | None:
     """With a higher price of noise, if the outputs are poor and it is worth what stays float."""
-    price, first = best.task.noise_price, best
-    for factor in DEARER if first.noise > POOR else ():
-        other = first.with_config(reference, noise_price=factor * price)
-        best = max(best, other, key=lambda trial: trial.worth)
-        if other.noise <= POOR:
-            break
-    if best is first:
+    if first.noise <= POOR:
         return None
-    return best, (
-        f"noise price: {best.task.noise_price:g} in place of {price:g} brings that to"
-        f" {best.outcome} in place of {100 * first.int8:.0f} %; kept"
+    price = first.task.noise_price
+    tried = (first.with_config(reference, noise_price=factor * price) for factor in DEARER)
+    best = _worthiest(first, tried)
+    return _kept(
+        first, best, f"noise price: {best.task.noise_price:g} in place of {price:g} brings"
     )
 
 
-def _spared(best: Trial, reference: Reference) -> tuple[Trial, str] | None:
+def _spared(first: Trial, reference: Reference) -> tuple[Trial, str] | None:
     """With the layers in float that do most harm, if the outputs are poor still."""
-    if best.noise <= LOW:
+    if first.noise <= LOW:
         return None
-    first, names = best, _by_harm(best.task, reference)
-    for size in _doubling(len(names)):
-        other = _run(replace(first.task, spared=tuple(names[:size])), reference)
+    names = _by_harm(first.task, reference)
+    tasks = (replace(first.task, spared=tuple(prefix)) for prefix in prefixes(names))
+    best = _worthiest(first, (_run(task, reference) for task in tasks))
+    count = len(best.task.spared)
+    return _kept(
+        first, best, f"layers left in float for the sake of the outputs: {count}, which brings"
+    )
+
+
+def _worthiest(first: Trial, others: Iterable[Trial]) -> Trial:
+    """The one worth most, of a trial and those after it up to the first that is good enough."""
+    best = first
+    for other in others:
         best = max(best, other, key=lambda trial: trial.worth)
         if other.noise <= POOR:
             break
+    return best
+
+
+def _kept(first: Trial, best: Trial, what: str) -> tuple[Trial, str] | None:
+    """The best trial and a note, unless it is what there was."""
     if best is first:
         return None
-    return best, (
-        f"layers left in float for the sake of the outputs: {len(best.task.spared)}, which brings"
-        f" that to {best.outcome} in place of {100 * first.int8:.0f} %; kept"
-    )
+    return best, f"{what} that to {best.outcome} in place of {100 * first.int8:.0f} %; kept"
 
 
 def _by_harm(task: Task, reference: Reference) -> list[str]:
     """The int8 layers, that with the largest share of the outputs' error first."""
-    from rustq.ranking import ranked
-
     return [layer.name for layer in ranked(task, task.quantized(), reference).layers]
-
-
-def _doubling(most: int) -> Iterator[int]:
-    """1, 2, 4 and so on, and at last `most`."""
-    size = 1
-    while size < most:
-        yield size
-        size *= 2
-    yield most
 
 
 def int8_share(outcome: Outcome) -> float:

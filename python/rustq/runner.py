@@ -60,11 +60,6 @@ Run = Callable[["Feed"], Sequence[Any] | Mapping[str, Any]]
 """Runs a model on a feed: the values of its outputs, in their order or by name."""
 
 
-NO_SPINNING = {"session.intra_op.allow_spinning": "0"}
-"""For runs whose time is not measured: threads that wait for work do not use a processor, which by
-default is a quarter of all its time."""
-
-
 def session(
     model: bytes | str | os.PathLike[str] | _rustq.Model,
     *,

@@ -16,14 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from rustq import text
 from rustq.corrections import Excerpt, layer_inputs
 from rustq.errors import ModelError
 from rustq.measuring import Reference
-from rustq.remedies import Trial, int8_share, remedied
+from rustq.remedies import MARGIN, Trial, int8_share, remedied
 
 if TYPE_CHECKING:
     from rustq.api import Task
@@ -34,11 +33,9 @@ __all__ = ["CANDIDATES", "Candidate", "chosen"]
 LEAST, EACH, MOST = 4, 8, 16
 """Samples that are run: every eighth of those that were calibrated on, and so many at least and at
 most."""
-MARGIN = 10 ** (-0.05)
-"""Share of the least error so far, half a decibel below it, that another candidate has to reach."""
 EVEN_MARGIN = 10 ** (-0.15)
-"""The same for one that equalizes channels in the float model: it follows the extremes of each, of
-which a few samples know little."""
+"""The `MARGIN` of one that equalizes channels in the float model: it follows the extremes of each,
+of which a few samples know little."""
 SHARE = 0.98
 """Least multiply-accumulates in int8, relative to those of the first candidate."""
 
@@ -124,7 +121,7 @@ def chosen(task: Task, excerpt: Excerpt) -> Task:
     model = task.as_run
     feeds = excerpt.feeds(model, task.config, seen, count)
     try:
-        reference = Reference(model, list(islice(feeds, count)), task.sessions)
+        reference = Reference(model, list(feeds), task.sessions)
     except ModelError:
         return task
     widest = replace(task.config, rounding=_rounding(task.config, candidates))
