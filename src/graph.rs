@@ -1,6 +1,7 @@
 //! A read-only index of a graph, and the guards every edit asks.
 
 mod check;
+mod joined;
 mod values;
 
 use std::sync::OnceLock;
@@ -90,6 +91,11 @@ impl<'m> Graph<'m> {
     /// Names of the outputs, in the order of the file.
     pub fn outputs(&self) -> impl Iterator<Item = &'m str> {
         self.proto.output.iter().map(ValueInfoProto::name)
+    }
+
+    /// For each output, for each kind of values in it, those that it is joined from; itself where it is of one kind.
+    pub fn kinds_of_outputs(&self) -> Vec<Vec<Vec<&'m str>>> {
+        self.outputs().map(|output| joined::kinds(self, output)).collect()
     }
 
     /// Whether `value` is an input of the graph.

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import rustq
 from builders import Array, Feed, Net, run, sqnr
+from rustq.measuring import Reference, Sessions
 
 WIDTH = 128
 
@@ -45,6 +46,20 @@ def weights(net: Net) -> Array:
 def feeds(seed: int, count: int = 8) -> list[Feed]:
     random = np.random.default_rng(seed)
     return [{"x": random.normal(size=(1, WIDTH, 16, 16)).astype(np.float32)} for _ in range(count)]
+
+
+def detector(noise: float = 0.0) -> onnx.ModelProto:
+    """Boxes of pixels beside scores below 1, in one output, as detectors have them; the scores with
+    some noise."""
+    net = Net(seed=2)
+    x = net.input("x", 1, WIDTH, 16, 16)
+    boxes = net.op("Mul", net.op("Conv", x, net.constant(weights(net))), net.constant(100.0))
+    logits = net.op("Conv", x, net.constant(weights(net)))
+    error = net.constant(noise * net.random.normal(size=(1, WIDTH, 16, 16)))
+    scores = net.op("Sigmoid", net.op("Add", logits, error))
+    return net.model(
+        net.op("Transpose", net.op("Concat", boxes, scores, axis=1), perm=[0, 2, 3, 1])
+    )
 
 
 def measured(model: onnx.ModelProto, result: rustq.QuantizedModel) -> float:
@@ -97,3 +112,13 @@ def test_good_outputs_leave_all_as_it_is() -> None:
     assert all(layer.quantized for layer in result.report.layers)
     for start in ("noise price:", "layers left in float", "the outputs' SQNR"):
         assert notes(result, start) == []
+
+
+def test_large_values_do_not_hide_small_ones_of_another_kind() -> None:
+    core, worse = (rustq.load(detector(noise))._core for noise in (0.0, 1.0))
+    sessions = Sessions(rustq.QuantConfig(threads=1))
+    whole = Reference(core, feeds(1, 2), sessions).error(worse)
+    by_kind = Reference(core, feeds(1, 2), sessions, by_kind=True).error(worse)
+    assert whole.sqnr_db > 40
+    assert 5 < by_kind.sqnr_db < 15
+    assert by_kind.cosine < 0.99 < whole.cosine

@@ -115,32 +115,49 @@ class Reference:
         sessions: how models are run.
     """
 
-    def __init__(self, model: _rustq.Model, data: Any, sessions: Sessions) -> None:
+    def __init__(
+        self, model: _rustq.Model, data: Any, sessions: Sessions, *, by_kind: bool = False
+    ) -> None:
+        """With `by_kind` an output that joins values of different kinds, such as boxes and scores,
+        is as good as the worst of them: large values do not hide small ones."""
         from rustq.data import feeds
 
-        session = sessions.session(model)
         self.sessions = sessions
-        self._names = [output.name for output in session.get_outputs()]
+        outputs = [name for name, *_ in model.outputs]
+        self._outputs = model.kinds_of_outputs() if by_kind else [[[name]] for name in outputs]
+        self._names = sorted({name for kinds in self._outputs for kind in kinds for name in kind})
+        self._joined = self._names != sorted(outputs)
+        session = self._session(model)
         self.feeds: list[Feed] = list(
             islice(feeds(data, inputs_of(session), sessions.config.images), SAMPLES)
         )
         self._expected = [
-            run(session, self._names, feed, sample) for sample, feed in enumerate(self.feeds)
+            self._run(session, feed, sample) for sample, feed in enumerate(self.feeds)
         ]
 
     def error(self, model: _rustq.Model) -> OutputError:
         """The error of a model with the same inputs and outputs."""
-        session = self.sessions.session(model)
-        tallies = [Tally(name) for name in self._names]
+        session = self._session(model)
+        tallies = [[Tally(kind[0]) for kind in kinds] for kinds in self._outputs]
         for sample, (feed, expected) in enumerate(zip(self.feeds, self._expected, strict=True)):
-            actual = run(session, self._names, feed, sample)
-            for tally, one, other in zip(tallies, expected, actual, strict=True):
-                tally.add(one, other)
-        results = [tally.result() for tally in tallies if tally.values]
+            actual = self._run(session, feed, sample)
+            for kinds, of_output in zip(self._outputs, tallies, strict=True):
+                for kind, tally in zip(kinds, of_output, strict=True):
+                    for name in kind:
+                        tally.add(expected[name], actual[name])
+        outputs = [[t.result() for t in kinds if t.values] for kinds in tallies]
+        outputs = [kinds for kinds in outputs if kinds]
         return OutputError(
-            noise=_mean([_noise(result.sqnr_db) for result in results]),
-            cosine=_mean([1.0 if r.cosine is None else r.cosine for r in results]),
+            noise=_mean([max(_noise(kind.sqnr_db) for kind in kinds) for kinds in outputs]),
+            cosine=_mean([min(_cosine(kind.cosine) for kind in kinds) for kinds in outputs]),
         )
+
+    def _session(self, model: _rustq.Model) -> Session:
+        return self.sessions.session(model.with_outputs(self._names) if self._joined else model)
+
+    def _run(self, session: Session, feed: Feed, sample: int) -> dict[str, Any]:
+        values = run(session, self._names, feed, sample)
+        return dict(zip(self._names, values, strict=True))
 
 
 def scored(metric: Metric, model: _rustq.Model, sessions: Sessions) -> float:
@@ -170,6 +187,11 @@ def scored(metric: Metric, model: _rustq.Model, sessions: Sessions) -> float:
 def _noise(sqnr_db: float | None) -> float:
     """Relative noise from an SQNR; an output that is all zero, and no longer is, counts as 1."""
     return 1.0 if sqnr_db is None else 10 ** (-sqnr_db / 10)
+
+
+def _cosine(cosine: float | None) -> float:
+    """A cosine similarity; an output that is all zero in one of the models counts as alike."""
+    return 1.0 if cosine is None else cosine
 
 
 def _mean(values: Sequence[float]) -> float:

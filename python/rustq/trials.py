@@ -121,7 +121,7 @@ def chosen(task: Task, excerpt: Excerpt) -> Task:
     model = task.as_run
     feeds = excerpt.feeds(model, task.config, seen, count)
     try:
-        reference = Reference(model, list(feeds), task.sessions)
+        reference = Reference(model, list(feeds), task.sessions, by_kind=True)
     except ModelError:
         return task
     widest = replace(task.config, rounding=_rounding(task.config, candidates))

@@ -117,6 +117,13 @@ impl PyModel {
         channels_to_observe(&self.0)
     }
 
+    /// For each output, for each kind of values in it, the names of those that it is joined from.
+    fn kinds_of_outputs(&self, py: Python<'_>) -> PyResult<Vec<Vec<Vec<String>>>> {
+        let owned = |kind: Vec<&str>| kind.into_iter().map(str::to_owned).collect();
+        let kinds = |kinds: Vec<Vec<&str>>| kinds.into_iter().map(owned).collect();
+        run(py, || Ok(Graph::new(self.0.graph()).kinds_of_outputs().into_iter().map(kinds).collect()))
+    }
+
     /// The model with only these values as outputs, their types left for the runtime to infer.
     fn with_outputs(&self, names: Vec<String>) -> PyResult<Self> {
         let mut proto = self.0.clone().into_proto();
