@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -122,3 +124,21 @@ def test_large_values_do_not_hide_small_ones_of_another_kind() -> None:
     assert whole.sqnr_db > 40
     assert 5 < by_kind.sqnr_db < 15
     assert by_kind.cosine < 0.99 < whole.cosine
+
+
+def test_a_bar_for_the_trials_and_samples_alone_for_the_callers_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    config, done = rustq.QuantConfig(threads=1), []
+    rustq.quantize(cancelling(1.0), feeds(1), config=config, progress=True)
+    shown = capsys.readouterr().err
+    assert "calibrating" in shown
+    assert "trying settings" in shown
+    rustq.quantize(
+        cancelling(1.0), feeds(1), config=config, progress=lambda count, _: done.append(count)
+    )
+    assert done == sorted(done)
+    assert done[-1] == len(feeds(1))
+    assert capsys.readouterr().err == ""

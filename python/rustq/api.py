@@ -332,7 +332,9 @@ class Task:
         if config.method == "auto":
             from rustq.trials import chosen
 
-            return chosen(task, excerpt)
+            # A caller's own progress counts samples, which these are not.
+            with reporting(progress is True, "trying settings") as report:
+                return chosen(task, excerpt, report)
         if config.corrects or config.equalize:
             inputs = layer_inputs(prepared, excerpt, config, calibration.samples)
             task = replace(task, inputs=inputs)

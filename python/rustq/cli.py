@@ -239,7 +239,7 @@ def quantize(
     suffix = f".{settings.weights}{TARGETS[target].suffix}"
     path = checked_output(output or _beside(model, suffix))
     report = report and checked_output(report)
-    with reporting(True, "calibrating") as progress, executor_of(workers) as executor:
+    with executor_of(workers) as executor:
         result = rustq.quantize(
             model,
             None if data is None else _data(data),
@@ -247,7 +247,7 @@ def quantize(
             target=target,
             config=settings,
             max_drop=max_drop,
-            progress=progress,
+            progress=True,
             executor=executor,
         )
     files = result.save(path, external_data=external_data)
@@ -326,12 +326,12 @@ def calibrate(
 
     path = checked_output(output or _beside(model, ".calibration"))
     settings = config(images=images, threads=threads)
-    with reporting(True, "calibrating") as progress, executor_of(workers) as executor:
+    with executor_of(workers) as executor:
         calibration = rustq.calibrate(
             model,
             Path(data),
             config=settings,
-            progress=progress,
+            progress=True,
             executor=executor,
             resume=None if resume is None else checked_output(resume),
         )

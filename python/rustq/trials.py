@@ -27,6 +27,7 @@ from rustq.remedies import MARGIN, Trial, int8_share, remedied
 if TYPE_CHECKING:
     from rustq.api import Task
     from rustq.config import QuantConfig
+    from rustq.progress import Progress
 
 __all__ = ["CANDIDATES", "Candidate", "chosen"]
 
@@ -112,7 +113,7 @@ WIDE = (Candidate("minmax"),)
 """For int16 activations, whose steps are so small that there is nothing to gain by clipping."""
 
 
-def chosen(task: Task, excerpt: Excerpt) -> Task:
+def chosen(task: Task, excerpt: Excerpt, report: Progress) -> Task:
     """The task with the best of the candidates that its configuration leaves open."""
     assert task.calibration is not None
     seen = task.calibration.samples
@@ -130,19 +131,23 @@ def chosen(task: Task, excerpt: Excerpt) -> Task:
         inputs=layer_inputs(task.model, excerpt, widest, seen),
         method=task.config.method,
     )
-    best, label = _best(task, candidates, reference)
+    best, label = _best(task, candidates, reference, report)
     notes = [
         f"ranges: {label}, {_best_of(candidates)} by the outputs on"
         f" {text.count(len(reference.feeds), 'sample')} (SQNR {best.sqnr})"
     ]
+    report(len(candidates), len(candidates) + 1)
     best, more = remedied(best, reference)
     return replace(best.task, notes=(*task.notes, *notes, *more))
 
 
-def _best(task: Task, candidates: Sequence[Candidate], reference: Reference) -> tuple[Trial, str]:
+def _best(
+    task: Task, candidates: Sequence[Candidate], reference: Reference, report: Progress
+) -> tuple[Trial, str]:
     """The best way to choose ranges, and what it is called."""
     best, label, most = Trial(task, math.inf, 0.0), "", None
-    for candidate in candidates:
+    for done, candidate in enumerate(candidates):
+        report(done, len(candidates) + 1)  # what remedies there are is not known yet: they are one
         tried = replace(task, config=candidate.config(task.config))
         outcome = tried.outcome()
         int8 = int8_share(outcome)
