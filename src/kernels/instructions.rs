@@ -66,9 +66,14 @@ mod avx2 {
             if size_of::<T>() != 1 {
                 return portable::quantize_lanes(self, x, steps, at);
             }
-            let parts: [[f32; 8]; 4] = bytemuck::cast(*x);
-            // SAFETY: that there is an `Avx2` says that the processor has it.
-            let fixed = std::array::from_fn(|i| unsafe { fixed(&parts[i], steps, at + 8 * i) });
+            let parts: &[[f32; 8]; 4] = bytemuck::cast_ref(x);
+            // Of all 32 at once: a check of bounds for every eight takes as long as the arithmetic.
+            let reciprocals: [[f32; 8]; 4] = bytemuck::cast(steps.reciprocals::<LANES>(at));
+            let offsets: [[f32; 8]; 4] = bytemuck::cast(steps.offsets::<LANES>(at));
+            let fixed = std::array::from_fn(|i| {
+                // SAFETY: that there is an `Avx2` says that the processor has it.
+                unsafe { fixed(&parts[i], &reciprocals[i], &offsets[i], steps.product()) }
+            });
             // SAFETY: the same.
             unsafe { narrow(fixed, steps.product(), T::MIN < 0, steps.qmax()) }.map(bytemuck::cast)
         }
@@ -76,14 +81,13 @@ mod avx2 {
 
     /// [`Product::fixed`] of eight elements.
     #[target_feature(enable = "avx2,fma")]
-    fn fixed(x: &[f32; 8], steps: impl Steps, at: usize) -> __m256i {
+    fn fixed(x: &[f32; 8], reciprocals: &[f32; 8], offsets: &[f32; 8], product: Product) -> __m256i {
         let load = |values: &[f32; 8]| {
             // SAFETY: eight numbers, which need not be aligned.
             unsafe { _mm256_loadu_ps(values.as_ptr()) }
         };
-        let (reciprocal, offset) = (load(&steps.reciprocals(at)), load(&steps.offsets(at)));
-        let sum = _mm256_fmadd_ps(load(x), reciprocal, offset);
-        let raised = _mm256_castps_si256(_mm256_max_ps(sum, _mm256_set1_ps(steps.product().lo)));
+        let sum = _mm256_fmadd_ps(load(x), load(reciprocals), load(offsets));
+        let raised = _mm256_castps_si256(_mm256_max_ps(sum, _mm256_set1_ps(product.lo)));
         _mm256_sub_epi32(raised, _mm256_set1_epi32(MIDDLE.to_bits() as i32))
     }
 

@@ -385,8 +385,11 @@ pub(super) fn quantize<T: QuantInt>(by: impl Instructions, x: &[f32], steps: imp
 pub(super) fn absmax_quantize_rows(by: impl Instructions, x: &[f32], scales: &mut [f32], out: &mut [i8]) {
     assert!(x.len() == out.len() && x.len().is_multiple_of(scales.len()));
     let row = x.len() / scales.len();
-    for ((x, out), scale) in x.chunks_exact(row).zip(out.chunks_exact_mut(row)).zip(scales) {
+    // All maxima first: the processor works on several, where it would wait for the scale of each before its integers.
+    for (x, scale) in x.chunks_exact(row).zip(&mut *scales) {
         *scale = scale_of(abs_max(x));
+    }
+    for ((x, out), scale) in x.chunks_exact(row).zip(out.chunks_exact_mut(row)).zip(scales) {
         quantize(by, x, Uniform::new(*scale, 0, -127, 127), out);
     }
 }
