@@ -24,10 +24,10 @@ fn larger(a: f32, b: f32) -> f32 {
 
 /// Scales and zero points of the elements of a slice, as the loops want them.
 pub trait Steps: Copy {
-    /// Of the element at this place.
-    fn scale(self, at: usize) -> f32;
-    /// Of the element at this place.
-    fn zero_point(self, at: usize) -> i32;
+    /// Of the elements from `at` on.
+    fn scales<const N: usize>(self, at: usize) -> [f32; N];
+    /// Of the elements from `at` on.
+    fn zero_points<const N: usize>(self, at: usize) -> [i32; N];
     /// Smallest integer.
     fn qmin(self) -> i32;
     /// Largest integer.
@@ -168,13 +168,13 @@ impl Uniform {
 
 impl Steps for Uniform {
     #[inline(always)]
-    fn scale(self, _: usize) -> f32 {
-        self.scale
+    fn scales<const N: usize>(self, _: usize) -> [f32; N] {
+        [self.scale; N]
     }
 
     #[inline(always)]
-    fn zero_point(self, _: usize) -> i32 {
-        self.zero_point
+    fn zero_points<const N: usize>(self, _: usize) -> [i32; N] {
+        [self.zero_point; N]
     }
 
     #[inline(always)]
@@ -215,15 +215,20 @@ pub struct Each<'a> {
     product: Product,
 }
 
+#[inline(always)]
+fn from<T: Copy, const N: usize>(values: &[T], at: usize) -> [T; N] {
+    *values[at..].first_chunk().expect("as many as elements")
+}
+
 impl Steps for Each<'_> {
     #[inline(always)]
-    fn scale(self, at: usize) -> f32 {
-        self.scale[at]
+    fn scales<const N: usize>(self, at: usize) -> [f32; N] {
+        from(self.scale, at)
     }
 
     #[inline(always)]
-    fn zero_point(self, at: usize) -> i32 {
-        self.zero_point[at]
+    fn zero_points<const N: usize>(self, at: usize) -> [i32; N] {
+        from(self.zero_point, at)
     }
 
     #[inline(always)]
@@ -243,12 +248,12 @@ impl Steps for Each<'_> {
 
     #[inline(always)]
     fn reciprocals<const N: usize>(self, at: usize) -> [f32; N] {
-        *self.reciprocal[at..].first_chunk().expect("as many as elements")
+        from(self.reciprocal, at)
     }
 
     #[inline(always)]
     fn offsets<const N: usize>(self, at: usize) -> [f32; N] {
-        *self.offset[at..].first_chunk().expect("as many as elements")
+        from(self.offset, at)
     }
 }
 
@@ -309,11 +314,11 @@ fn multiplied<const N: usize>(
 /// The same by definition, whatever the elements.
 #[inline(always)]
 fn divided<const N: usize>(x: &[f32; N], steps: impl Steps, at: usize) -> [i32; N] {
+    let (scale, zero_point) = (steps.scales::<N>(at), steps.zero_points::<N>(at));
     let mut fixed = [0; N];
     for i in 0..N {
-        let zero_point = steps.zero_point(at + i);
-        let limits = Limits::new(zero_point, steps.qmin(), steps.qmax());
-        fixed[i] = limits.divide(x[i], steps.scale(at + i), zero_point) << FRACTION;
+        let limits = Limits::new(zero_point[i], steps.qmin(), steps.qmax());
+        fixed[i] = limits.divide(x[i], scale[i], zero_point[i]) << FRACTION;
     }
     fixed
 }
@@ -321,24 +326,6 @@ fn divided<const N: usize>(x: &[f32; N], steps: impl Steps, at: usize) -> [i32; 
 #[inline(always)]
 fn fixed<const N: usize>(by: impl Instructions, x: &[f32; N], steps: impl Steps, at: usize) -> [i32; N] {
     multiplied(by, x, steps, at).unwrap_or_else(|| divided(x, steps, at))
-}
-
-/// Calls `each(elements, place of the first, nearest, above FRACTION other bits)` in order.
-#[inline(always)]
-fn for_each_fixed(
-    by: impl Instructions,
-    x: &[f32],
-    steps: impl Steps,
-    mut each: impl FnMut(usize, &[f32], &[i32]),
-) {
-    let (chunks, tail) = x.as_chunks::<LANES>();
-    for (i, chunk) in chunks.iter().enumerate() {
-        each(i * LANES, chunk, &fixed(by, chunk, steps, i * LANES));
-    }
-    for (i, v) in tail.as_chunks::<1>().0.iter().enumerate() {
-        let at = chunks.len() * LANES + i;
-        each(at, v, &fixed(by, v, steps, at));
-    }
 }
 
 /// The integers that [`multiplied`] and [`divided`] have above other bits.
@@ -394,50 +381,81 @@ pub(super) fn absmax_quantize_rows(by: impl Instructions, x: &[f32], scales: &mu
     }
 }
 
+/// What integers stand for, of the elements from `at` on.
+#[inline(always)]
+fn reals<const N: usize>(q: [i32; N], steps: impl Steps, at: usize) -> [f32; N] {
+    let (scale, zero_point) = (steps.scales::<N>(at), steps.zero_points::<N>(at));
+    let mut reals = [0.0; N];
+    for i in 0..N {
+        reals[i] = (q[i] - zero_point[i]) as f32 * scale[i];
+    }
+    reals
+}
+
+/// What the integers nearest to the elements from `at` on stand for.
+#[inline(always)]
+fn nearest<const N: usize>(by: impl Instructions, x: &[f32; N], steps: impl Steps, at: usize) -> [f32; N] {
+    let mut q = fixed(by, x, steps, at);
+    for i in 0..N {
+        let (of, most) = (q[i] >> FRACTION, steps.qmax());
+        q[i] = if of < most { of } else { most };
+    }
+    reals(q, steps, at)
+}
+
 #[inline(always)]
 pub(super) fn dequantize<T: QuantInt>(q: &[T], steps: impl Steps, out: &mut [f32]) {
     assert_eq!(q.len(), out.len());
-    for (i, (v, &q)) in out.iter_mut().zip(q).enumerate() {
-        *v = (q.to_i32() - steps.zero_point(i)) as f32 * steps.scale(i);
+    let (chunks, tail) = q.as_chunks::<LANES>();
+    let (places, rest) = out.as_chunks_mut::<LANES>();
+    for (i, (chunk, place)) in chunks.iter().zip(places).enumerate() {
+        *place = reals(wide(chunk), steps, i * LANES);
     }
+    for (i, (q, place)) in tail.as_chunks::<1>().0.iter().zip(rest).enumerate() {
+        [*place] = reals(wide(q), steps, chunks.len() * LANES + i);
+    }
+}
+
+#[inline(always)]
+fn wide<T: QuantInt, const N: usize>(q: &[T; N]) -> [i32; N] {
+    let mut wide = [0; N];
+    for i in 0..N {
+        wide[i] = q[i].to_i32();
+    }
+    wide
 }
 
 #[inline(always)]
 pub(super) fn fake_quantize(by: impl Instructions, x: &[f32], steps: impl Steps, out: &mut [f32]) {
     assert_eq!(x.len(), out.len());
-    let real = |at: usize, fixed: i32| real(steps, at, fixed);
-    for_each_fixed(by, x, steps, |at, _, fixed| {
-        // Of a known length the compiler makes vectors, which the general loop would not become here.
-        if let Ok(fixed) = <&[i32; LANES]>::try_from(fixed) {
-            let out = &mut out[at..at + LANES];
-            for i in 0..LANES {
-                out[i] = real(at + i, fixed[i]);
-            }
-        } else {
-            for (i, (y, &fixed)) in out[at..at + fixed.len()].iter_mut().zip(fixed).enumerate() {
-                *y = real(at + i, fixed);
-            }
-        }
-    });
-}
-
-/// What the integer of the element at this place stands for.
-#[inline(always)]
-fn real(steps: impl Steps, at: usize, fixed: i32) -> f32 {
-    let (q, most) = (fixed >> FRACTION, steps.qmax());
-    let q = if q < most { q } else { most };
-    (q - steps.zero_point(at)) as f32 * steps.scale(at)
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    let (places, rest) = out.as_chunks_mut::<LANES>();
+    for (i, (chunk, place)) in chunks.iter().zip(places).enumerate() {
+        *place = nearest(by, chunk, steps, i * LANES);
+    }
+    for (i, (v, place)) in tail.as_chunks::<1>().0.iter().zip(rest).enumerate() {
+        [*place] = nearest(by, v, steps, chunks.len() * LANES + i);
+    }
 }
 
 #[inline(always)]
 pub(super) fn quantization_error(by: impl Instructions, x: &[f32], steps: impl Steps) -> f64 {
     let mut sums = [0.0; LANES];
-    for_each_fixed(by, x, steps, |at, x, fixed| {
-        for (i, (v, &fixed)) in x.iter().zip(fixed).enumerate() {
-            let error = f64::from(real(steps, at + i, fixed)) - f64::from(*v);
-            sums[i] += error * error;
+    let square = |real: f32, v: f32| {
+        let error = f64::from(real) - f64::from(v);
+        error * error
+    };
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for (i, chunk) in chunks.iter().enumerate() {
+        let reals = nearest(by, chunk, steps, i * LANES);
+        for i in 0..LANES {
+            sums[i] += square(reals[i], chunk[i]);
         }
-    });
+    }
+    for (i, v) in tail.as_chunks::<1>().0.iter().enumerate() {
+        let [real] = nearest(by, v, steps, chunks.len() * LANES + i);
+        sums[0] += square(real, v[0]);
+    }
     sums.into_iter().sum()
 }
 
