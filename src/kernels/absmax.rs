@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::layout::{self, BLOCK, SHARE, serial};
+use super::layout::{BLOCK, SHARE, serial};
 use super::{
     Along, Params, Real, abs_max, absmax_quantize_rows, quantize_clamped, quantize_tensor, raise_abs_max,
     raise_abs_max_by_rows, stream,
@@ -47,29 +47,58 @@ fn abs_max_of<R: Real>(x: &[R]) -> f32 {
 
 /// One row after the other, each read again while it is still in the cache.
 fn rows<R: Real>(x: &[R], inner: usize, out: &mut [i8]) -> Vec<f32> {
-    let streaming = stream::pays(out);
     let mut scales = vec![0.0; x.len() / inner];
-    // As many short rows as fit into a block, or a long one.
-    let together = (BLOCK / inner).max(1);
-    let share = |((x, out), scales): ((&[R], &mut [i8]), &mut [f32])| {
-        if inner <= BLOCK {
-            return layout::share(Along::Tensor, 0, (x, out), streaming, |x: &[R], _, out: &mut [i8]| {
-                R::with_wide(x, |x| absmax_quantize_rows(x, scales, out));
-            });
-        }
-        scales[0] = scale_of(abs_max_of(x));
-        layout::share(Along::Tensor, 0, (x, out), streaming, |x: &[R], _, out: &mut [i8]| {
-            R::with_wide(x, |x| quantize_clamped(x, scales[0], 0, -127, 127, out));
-        });
-    };
+    let share = if inner <= BLOCK { short_rows } else { long_rows };
+    let streaming = stream::beyond_caches(out);
+    // As many rows as make a share, and of those beyond the caches more: nothing is read ahead for the first.
+    let together = (if streaming { 4 * SHARE } else { SHARE }).div_ceil(inner);
     let step = together * inner;
     if serial(x, 2 * SHARE) {
-        x.chunks(step).zip(out.chunks_mut(step)).zip(scales.chunks_mut(together)).for_each(share);
+        share(x, &mut scales, out, streaming);
     } else {
         let parts = x.par_chunks(step).zip(out.par_chunks_mut(step)).zip(scales.par_chunks_mut(together));
-        parts.with_min_len(SHARE.div_ceil(step)).for_each(share);
+        parts.for_each(|((x, out), scales)| share(x, scales, out, streaming));
     }
     scales
+}
+
+/// Elements of rows that are worked on together while others are read ahead.
+const SEVERAL: usize = 1024;
+
+/// [`rows`] of which several, or one at least, are a block.
+fn short_rows<R: Real>(x: &[R], scales: &mut [f32], out: &mut [i8], streaming: bool) {
+    let inner = x.len() / scales.len();
+    let mut kernel = |part: std::ops::Range<usize>, out: &mut [i8]| {
+        let scales = &mut scales[part.start / inner..part.end / inner];
+        R::with_wide(&x[part], |x| absmax_quantize_rows(x, scales, out));
+    };
+    if streaming {
+        let unit = (SEVERAL / inner).max(1) * inner;
+        return stream::through(&x[stream::PIECE.min(x.len())..], out, unit, kernel);
+    }
+    let step = BLOCK / inner * inner;
+    for (i, out) in out.chunks_mut(step).enumerate() {
+        kernel(i * step..i * step + out.len(), out);
+    }
+}
+
+/// [`rows`] longer than a block. While the integers of one are worked out, the next one is read ahead.
+fn long_rows<R: Real>(x: &[R], scales: &mut [f32], out: &mut [i8], streaming: bool) {
+    let inner = x.len() / scales.len();
+    for (i, (out, scale)) in out.chunks_mut(inner).zip(scales).enumerate() {
+        let (row, next) = x[i * inner..].split_at(inner);
+        *scale = scale_of(abs_max_of(row));
+        let kernel = |part: std::ops::Range<usize>, out: &mut [i8]| {
+            R::with_wide(&row[part], |x| quantize_clamped(x, *scale, 0, -127, 127, out));
+        };
+        if streaming {
+            stream::through(next, out, 1, kernel);
+        } else {
+            for (i, out) in out.chunks_mut(BLOCK).enumerate() {
+                kernel(i * BLOCK..i * BLOCK + out.len(), out);
+            }
+        }
+    }
 }
 
 /// Rows that are read together, so that the maxima of their columns are read and written once for all of them.

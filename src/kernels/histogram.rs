@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::lanes::{self, Extremes, WORTHWHILE, bin};
 use super::layout::serial;
 use super::portable::{SIGN, TINY, count_bins, gather_zeros};
-use super::{BINS, BinTable, Real};
+use super::{BINS, BinTable, Real, stream};
 
 /// Counts of neighbouring bins, and their edges.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +45,8 @@ fn count<R: Real>(x: &[R], table: &mut BinTable) -> Extremes {
     /// Elements that make adding up their counts, one thread at a time, a small part of the work.
     const MANY: usize = 1 << 18;
     let whole = Mutex::new(&mut *table);
-    let share = |x: &[R]| lanes::observe(&R::all_widened(x), &whole);
+    let from_memory = stream::beyond_caches(x);
+    let share = |x: &[R]| lanes::observe(&R::all_widened(x), &whole, from_memory);
     let extremes = if x.len() < WORTHWHILE {
         let x = R::all_widened(x);
         count_bins(&x, table);

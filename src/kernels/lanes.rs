@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 
-use super::{BINS, BinTable};
+use super::{BINS, BinTable, stream};
 
 const LANES: usize = 4;
 
@@ -59,14 +59,18 @@ pub(super) fn extremes(x: &[f32]) -> Extremes {
     Extremes { pair, least }
 }
 
-/// Counts at most [`MOST`] values in a table that is locked only at the end.
-pub(super) fn observe(x: &[f32], table: &Mutex<&mut BinTable>) -> Extremes {
+/// Counts at most [`MOST`] values in a table that is locked only at the end; reads ahead if they come from memory.
+pub(super) fn observe(x: &[f32], table: &Mutex<&mut BinTable>, from_memory: bool) -> Extremes {
     debug_assert!(x.len() <= MOST);
     TABLE.with_borrow_mut(|lanes| {
         let mut found = Extremes::NONE;
-        for block in x.chunks(BLOCK) {
+        let mut blocks = x.chunks(BLOCK).peekable();
+        while let Some(block) = blocks.next() {
             found = found.join(extremes(block));
-            count(block, lanes);
+            match blocks.peek() {
+                Some(next) if from_memory => stream::beside(next, block, |part| count(part, lanes)),
+                _ => count(block, lanes),
+            }
         }
         let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
         add_up(lanes, &mut table, found, x.len() as u64);

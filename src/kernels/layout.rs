@@ -85,33 +85,27 @@ pub fn map<I: Sync, O: Copy + Default + Send>(
     kernel: impl Fn(&[I], Run, &mut [O]) + Sync,
 ) {
     assert_eq!(x.len(), out.len());
-    let streaming = stream::pays(out);
-    let each = |(i, parts)| share(along, i * SHARE, parts, streaming, &kernel);
+    let streaming = stream::beyond_caches(out);
+    let each = |start: usize, x: &[I], out: &mut [O]| {
+        if !streaming {
+            each_run(along, start, x.len(), |range, run| kernel(&x[range.clone()], run, &mut out[range]));
+            return;
+        }
+        let next = &x[stream::PIECE.min(x.len())..];
+        stream::through(next, out, 1, |part, out| {
+            let x = &x[part.clone()];
+            each_run(along, start + part.start, x.len(), |range, run| {
+                kernel(&x[range.clone()], run, &mut out[range]);
+            });
+        });
+    };
     if serial(x, 2 * SHARE) {
-        x.chunks(SHARE).zip(out.chunks_mut(SHARE)).enumerate().for_each(each);
-    } else {
-        x.par_chunks(SHARE).zip(out.par_chunks_mut(SHARE)).enumerate().for_each(each);
+        return each(0, x, out);
     }
-}
-
-/// What a thread does of [`map`]: the part whose first element is number `start` of the array.
-pub fn share<I, O: Copy + Default>(
-    along: Along,
-    start: usize,
-    (x, out): (&[I], &mut [O]),
-    streaming: bool,
-    mut kernel: impl FnMut(&[I], Run, &mut [O]),
-) {
-    if !streaming {
-        each_run(along, start, x.len(), |range, run| kernel(&x[range.clone()], run, &mut out[range]));
-        return;
-    }
-    let mut buffer = [O::default(); BLOCK];
-    each_run(along, start, x.len(), |range, run| {
-        let part = &mut buffer[..range.len()];
-        kernel(&x[range.clone()], run, part);
-        stream::copy(part, &mut out[range]);
-    });
+    // Nothing is read ahead for the first piece of a share.
+    let size = if streaming { 4 * SHARE } else { SHARE };
+    let parts = x.par_chunks(size).zip(out.par_chunks_mut(size)).enumerate();
+    parts.for_each(|(i, (x, out))| each(i * size, x, out));
 }
 
 /// The sum of `kernel(its input, their parameters)`, always added in the same order.

@@ -239,7 +239,9 @@ pub fn observe(x: &[f32], table: &mut BinTable) -> Option<(f32, f32)> {
         min_max(x)
     } else {
         let table = Mutex::new(&mut *table);
-        x.chunks(lanes::MOST).map(|part| lanes::observe(part, &table).pair).fold(None, lanes::wider)
+        let from_memory = stream::beyond_caches(x);
+        let parts = x.chunks(lanes::MOST).map(|part| lanes::observe(part, &table, from_memory).pair);
+        parts.fold(None, lanes::wider)
     };
     portable::gather_zeros(table);
     found

@@ -1,21 +1,90 @@
-//! Stores that go past the caches.
+//! Arrays larger than the caches: reading ahead, and stores that go past the caches.
 //!
 //! A result larger than the last cache is not there any more when it is next read. An ordinary store first fetches the
-//! line that it is about to overwrite; a non-temporal one does not, which spares a third of the traffic.
+//! line that it is about to overwrite; a non-temporal one does not, which spares a third of the traffic. But memory is slow
+//! to turn from reads to writes and back: results are gathered, and then stored together. Nor does memory wait for the
+//! arithmetic: what is worked on next is fetched meanwhile, from several places at once, which is quicker than one.
 
 #![allow(unsafe_code)]
 
-/// Results of this many bytes go past the caches.
+use std::ops::Range;
+
+/// Elements whose results are stored together: these, and what they are made of, stay in the second-level cache.
+pub const PIECE: usize = 1 << 14;
+
+/// Elements between which a little is read ahead: more at once wait for each other.
+const STEP: usize = 256;
+
+/// Places that are read ahead at once.
+const STREAMS: usize = 4;
+
+/// So many bytes are not in the caches when they are next read.
 const LARGE: usize = 16 << 20;
 
-/// Whether results so large should go past the caches.
-pub fn pays<T>(out: &[T]) -> bool {
-    cfg!(target_arch = "x86_64") && size_of_val(out) >= LARGE
+/// Whether an array is so large that the instructions here pay.
+pub fn beyond_caches<T>(x: &[T]) -> bool {
+    cfg!(target_arch = "x86_64") && size_of_val(x) >= LARGE
+}
+
+/// Works on parts of `x` while `next` is read ahead.
+pub fn beside<T>(next: &[T], x: &[T], mut kernel: impl FnMut(&[T])) {
+    for at in (0..x.len()).step_by(STEP) {
+        let part = at..(at + STEP).min(x.len());
+        fetch(next, part.clone(), x.len());
+        kernel(&x[part]);
+    }
+}
+
+/// Has `kernel(places, their results)` make results, and stores them past the caches, while `next` is read ahead: as far on as
+/// the results are. The kernel is given multiples of `unit` elements, at most a [`PIECE`].
+pub fn through<I, O: Copy + Default>(
+    next: &[I],
+    out: &mut [O],
+    unit: usize,
+    mut kernel: impl FnMut(Range<usize>, &mut [O]),
+) {
+    let mut buffer = [O::default(); PIECE];
+    let step = STEP.div_ceil(unit) * unit;
+    let piece = PIECE / step * step;
+    for (number, out) in out.chunks_mut(piece).enumerate() {
+        let start = number * piece;
+        let next = &next[start.min(next.len())..(start + out.len()).min(next.len())];
+        for at in (0..out.len()).step_by(step) {
+            let part = at..(at + step).min(out.len());
+            fetch(next, part.clone(), out.len());
+            kernel(start + part.start..start + part.end, &mut buffer[part]);
+        }
+        copy(&buffer[..out.len()], out);
+    }
+}
+
+/// Asks for as large a part of `next` as `part` is of `whole`.
+fn fetch<T>(next: &[T], part: Range<usize>, whole: usize) {
+    const LINE: usize = 64;
+    let stream = next.len() / STREAMS;
+    for at in (part.start * stream / whole..part.end * stream / whole).step_by(LINE / size_of::<T>()) {
+        for number in 0..STREAMS {
+            prefetch(&next[number * stream + at]);
+        }
+    }
+}
+
+/// Has the processor read what will be needed soon, where there is an instruction for it.
+#[inline(always)]
+fn prefetch<T>(place: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE, which it needs, is part of x86-64; it is a hint, which changes nothing that can be seen.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(place).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
 }
 
 /// `out.copy_from_slice(x)`, past the caches as far as `out` is aligned.
 #[cfg(target_arch = "x86_64")]
-pub fn copy<T: Copy>(x: &[T], out: &mut [T]) {
+fn copy<T: Copy>(x: &[T], out: &mut [T]) {
     use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
     assert_eq!(x.len(), out.len());
     // SAFETY: any bytes may be copied between places of the same Copy type as long as whole values are, which is so in the
@@ -36,7 +105,7 @@ pub fn copy<T: Copy>(x: &[T], out: &mut [T]) {
 
 /// `out.copy_from_slice(x)`.
 #[cfg(not(target_arch = "x86_64"))]
-pub fn copy<T: Copy>(x: &[T], out: &mut [T]) {
+fn copy<T: Copy>(x: &[T], out: &mut [T]) {
     out.copy_from_slice(x);
 }
 
