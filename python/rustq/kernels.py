@@ -46,8 +46,11 @@ _LIMITS = {
 _STORED = {"int4": "int8", "uint4": "uint8"}
 _HALVES = ("float16", "bfloat16")
 _FLOAT32, _INT32 = np.dtype(np.float32), np.dtype(np.int32)
-# A dtype makes up its name whenever it is asked for it: as long as thousands of elements take.
-_NAMES = {np.dtype(name): name for name in ("float32", "float16", *_LIMITS) if "int4" not in name}
+# What numpy and Python work out anew at each call takes as long as thousands of elements: a dtype
+# makes up its name, or is found by it; types are joined.
+_DTYPES = {name: np.dtype(name) for name in ("float32", "float16", *_LIMITS) if "int4" not in name}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_REAL_NUMBER, _WHOLE_NUMBER = (float, np.floating), (int, np.integer)
 
 
 def quantize(
@@ -314,14 +317,14 @@ def _known(dtype: str) -> str:
 
 
 def _contiguous(x: ArrayLike, dtype: Any) -> Array:
-    if type(x) is np.ndarray and x.dtype == dtype and x.flags.c_contiguous and x.flags.aligned:
+    if type(x) is np.ndarray and x.dtype == dtype and x.flags.carray:
         return x
     # ascontiguousarray would give a scalar a dimension.
     return np.require(x, dtype=dtype, requirements=("C", "A"))
 
 
 def _reals(x: ArrayLike) -> Array:
-    array = np.asarray(x)
+    array = x if type(x) is np.ndarray else np.asarray(x)
     if array.dtype == _FLOAT32:
         return _contiguous(array, _FLOAT32)
     if array.dtype.kind in "cOSUmM":
@@ -340,10 +343,11 @@ def _result(out: Array | None, source: Array, dtype: str) -> Array:
     if dtype == "bfloat16":
         import ml_dtypes  # noqa: F401, makes numpy know the name
 
+    wanted = _DTYPES.get(dtype) or np.dtype(dtype)
     if out is None:
-        return np.empty(source.shape, dtype)
-    fits = out.shape == source.shape and out.dtype == np.dtype(dtype)
-    if not (fits and out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+        return np.empty(source.shape, wanted)
+    # carray: C-contiguous, aligned and writable.
+    if not (out.shape == source.shape and out.dtype == wanted and out.flags.carray):
         raise ValueError(
             f"out must be a writable C-contiguous array of {dtype} in the shape {source.shape}"
         )
@@ -388,13 +392,10 @@ def _parameters(
     axis: int | None,
     block_size: int,
 ) -> _Params:
+    one = isinstance(scale, _REAL_NUMBER) and isinstance(zero_point, _WHOLE_NUMBER)
+    if one and axis is None and not block_size:
+        return _for_all(scale, zero_point, dtype)
     place = _place(shape, axis, block_size)
-    if (
-        axis is None
-        and isinstance(scale, float | np.floating)
-        and isinstance(zero_point, int | np.integer)
-    ):
-        return (*_pair(scale, zero_point, dtype), _LIMITS[dtype], place)
     scales, zeros = _each(scale, zero_point, dtype)
     if axis is not None and block_size:
         blocks = list(shape)
@@ -421,4 +422,7 @@ def _each(scale: ArrayLike, zero_point: ArrayLike, dtype: str) -> tuple[Array, A
 
 
 # The checks take longer than thousands of elements, and the same pair comes again and again.
-_pair = lru_cache(maxsize=256, typed=True)(_each)
+@lru_cache(maxsize=256, typed=True)
+def _for_all(scale: ArrayLike, zero_point: ArrayLike, dtype: str) -> _Params:
+    """The parameters of elements that share one pair of numbers."""
+    return (*_each(scale, zero_point, dtype), _LIMITS[dtype], _place((), None, 0))
