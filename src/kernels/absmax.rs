@@ -1,8 +1,7 @@
 //! Symmetric int8 codes of a whole tensor, with the scales that use the whole range.
 
-use rayon::prelude::*;
-
-use super::layout::{BLOCK, SHARE, serial};
+use super::layout::BLOCK;
+use super::threads::{share, share_out, summarize};
 use super::{
     Along, Params, Real, abs_max, absmax_quantize_rows, quantize_clamped, quantize_tensor, raise_abs_max,
     raise_abs_max_by_rows, stream,
@@ -48,17 +47,12 @@ fn abs_max_of<R: Real>(x: &[R]) -> f32 {
 /// One row after the other, each read again while it is still in the cache.
 fn rows<R: Real>(x: &[R], inner: usize, out: &mut [i8]) -> Vec<f32> {
     let mut scales = vec![0.0; x.len() / inner];
-    let share = if inner <= BLOCK { short_rows } else { long_rows };
+    let kernel = if inner <= BLOCK { short_rows } else { long_rows };
     let streaming = stream::beyond_caches(out);
-    // As many rows as make a share, and of those beyond the caches more: nothing is read ahead for the first.
-    let together = (if streaming { 4 * SHARE } else { SHARE }).div_ceil(inner);
-    let step = together * inner;
-    if serial(x, 2 * SHARE) {
-        share(x, &mut scales, out, streaming);
-    } else {
-        let parts = x.par_chunks(step).zip(out.par_chunks_mut(step)).zip(scales.par_chunks_mut(together));
-        parts.for_each(|((x, out), scales)| share(x, scales, out, streaming));
-    }
+    let together = share(streaming).div_ceil(inner);
+    let size = together * inner;
+    let parts = x.chunks(size).zip(out.chunks_mut(size)).zip(scales.chunks_mut(together));
+    share_out(x.len(), parts, |((x, out), scales)| kernel(x, scales, out, streaming));
     scales
 }
 
@@ -127,7 +121,7 @@ fn raise_by_rows<R: Real>(maxima: &mut [f32], x: &[R]) {
 
 /// The largest magnitude of each channel.
 fn maxima<R: Real>(x: &[R], channels: usize, inner: usize) -> Vec<f32> {
-    let all = |x: &[R]| {
+    let all = |x: &[R], _| {
         let mut maxima = vec![0.0; channels];
         if channels == 1 {
             maxima[0] = abs_max_of(x);
@@ -142,15 +136,14 @@ fn maxima<R: Real>(x: &[R], channels: usize, inner: usize) -> Vec<f32> {
         }
         maxima
     };
-    if serial(x, 2 * SHARE) {
-        return all(x);
-    }
     let larger = |mut a: Vec<f32>, b: Vec<f32>| {
         raise_abs_max(&mut a, &b);
         a
     };
+    /// Each has maxima of its own.
+    const PARTS: usize = 64;
     // Whole rounds of the channels, or, of one, any number of elements.
     let round = if channels == 1 { 1 } else { channels * inner };
-    let parts = x.par_chunks(SHARE.div_ceil(round) * round);
-    parts.map(all).reduce(|| vec![0.0; channels], larger)
+    let part = share(false).max(x.len() / PARTS).div_ceil(round) * round;
+    summarize(x, part, all, larger).unwrap_or_else(|| vec![0.0; channels])
 }

@@ -4,11 +4,9 @@ use std::cell::Cell;
 use std::ops::RangeInclusive;
 use std::sync::Mutex;
 
-use rayon::prelude::*;
-
 use super::lanes::{self, Extremes, WORTHWHILE, bin};
-use super::layout::serial;
 use super::portable::{SIGN, TINY, count_bins, gather_zeros};
+use super::threads::summarize;
 use super::{BINS, BinTable, Real, stream};
 
 /// Counts of neighbouring bins, and their edges.
@@ -46,15 +44,13 @@ fn count<R: Real>(x: &[R], table: &mut BinTable) -> Extremes {
     const MANY: usize = 1 << 18;
     let whole = Mutex::new(&mut *table);
     let from_memory = stream::beyond_caches(x);
-    let share = |x: &[R]| lanes::observe(&R::all_widened(x), &whole, from_memory);
+    let share = |x: &[R], _| lanes::observe(&R::all_widened(x), &whole, from_memory);
     let extremes = if x.len() < WORTHWHILE {
         let x = R::all_widened(x);
         count_bins(&x, table);
         lanes::extremes(&x)
-    } else if serial(x, 2 * MANY) {
-        x.chunks(MANY).map(share).fold(Extremes::NONE, Extremes::join)
     } else {
-        x.par_chunks(MANY).map(share).reduce(|| Extremes::NONE, Extremes::join)
+        summarize(x, MANY, share, Extremes::join).unwrap_or(Extremes::NONE)
     };
     gather_zeros(table);
     extremes

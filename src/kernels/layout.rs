@@ -1,8 +1,7 @@
 //! Which scale belongs to which element, and the walk over an array in runs that share a kernel call.
 
-use rayon::prelude::*;
-
 use super::stream;
+use super::threads::{SHARE, share, share_out, summarize};
 
 /// How the parameters lie along a C-contiguous array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,16 +65,8 @@ impl Along {
     }
 }
 
-/// Elements that a thread takes at once; fewer than two such shares are not worth a second thread.
-pub const SHARE: usize = 1 << 16;
-
 /// Elements that a kernel is given at once: input and output stay in the first-level cache.
 pub const BLOCK: usize = 4096;
-
-/// Whether one thread does it all: there are too few elements, or no other threads. Handing work over costs microseconds.
-pub fn serial<T>(x: &[T], worthwhile: usize) -> bool {
-    x.len() < worthwhile || rayon::current_num_threads() == 1
-}
 
 /// Runs `kernel(its input, their parameters, its output)` over a whole array, by several threads if it is large.
 pub fn map<I: Sync, O: Copy + Default + Send>(
@@ -99,26 +90,19 @@ pub fn map<I: Sync, O: Copy + Default + Send>(
             });
         });
     };
-    if serial(x, 2 * SHARE) {
-        return each(0, x, out);
-    }
-    // Nothing is read ahead for the first piece of a share.
-    let size = if streaming { 4 * SHARE } else { SHARE };
-    let parts = x.par_chunks(size).zip(out.par_chunks_mut(size)).enumerate();
-    parts.for_each(|(i, (x, out))| each(i * size, x, out));
+    let size = share(streaming);
+    let parts = x.chunks(size).zip(out.chunks_mut(size)).enumerate();
+    share_out(x.len(), parts, |(i, (x, out))| each(i * size, x, out));
 }
 
 /// The sum of `kernel(its input, their parameters)`, always added in the same order.
 pub fn sum<I: Sync>(along: Along, x: &[I], kernel: impl Fn(&[I], Run) -> f64 + Sync) -> f64 {
-    let share = |(i, x): (usize, &[I])| {
+    let share = |x: &[I], start| {
         let mut total = 0.0;
-        each_run(along, i * SHARE, x.len(), |range, run| total += kernel(&x[range], run));
+        each_run(along, start, x.len(), |range, run| total += kernel(&x[range], run));
         total
     };
-    if serial(x, 2 * SHARE) {
-        return x.chunks(SHARE).enumerate().map(share).sum();
-    }
-    x.par_chunks(SHARE).enumerate().map(share).collect::<Vec<_>>().into_iter().sum()
+    summarize(x, SHARE, share, |a, b| a + b).unwrap_or_default()
 }
 
 /// Splits `length` elements, the first of which is number `start` of the array, into runs of at most [`BLOCK`].

@@ -19,19 +19,20 @@ mod real;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod threads;
 
 use std::sync::Mutex;
 
 use instructions::instructions;
 use multiversion::multiversion;
 use portable::{Columns, Steps, Uniform};
-use rayon::prelude::*;
 
 pub use absmax::absmax_quantize;
 pub use histogram::{Histogram, histogram};
 pub use layout::Along;
-use layout::{BLOCK, Run, SHARE, serial};
+use layout::{BLOCK, Run};
 pub use real::Real;
+use threads::SHARE;
 
 /// Number of bins of the range-free histogram: one for each value of the top 16 bits of an `f32`.
 pub const BINS: usize = 1 << 16;
@@ -342,12 +343,10 @@ pub fn quantization_error_tensor<R: Real>(x: &[R], params: Params<'_>) -> f64 {
 
 /// [`min_max`] of a whole tensor, by several threads if it is large.
 pub fn min_max_tensor<R: Real>(x: &[R]) -> Option<(f32, f32)> {
-    let share = |x: &[R]| {
+    let share = |x: &[R], _| {
         let blocks = x.chunks(BLOCK).map(|x| R::with_wide(x, min_max));
         blocks.fold(None, lanes::wider)
     };
-    if serial(x, 2 * SHARE) {
-        return share(x);
-    }
-    x.par_chunks(SHARE).map(share).reduce(|| None, lanes::wider)
+    // Quick, and so in large shares: what is done sooner than another thread is awake is one.
+    threads::summarize(x, 4 * SHARE, share, lanes::wider)?
 }

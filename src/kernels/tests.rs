@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use rayon::prelude::*;
 
 /// Runs a check of a kernel as dispatched on this machine, and at each level.
 macro_rules! for_each_level {
