@@ -71,8 +71,9 @@ def rows(size: int) -> Iterator[Row]:
     yield Row("min_max", extremes, peers.min_max(x), summed=x, asked=("≥ 1.0", "≥ 0.95"))
     for name, axis, shape in (("rows", 0, (CHANNELS, -1)), ("columns", 1, (-1, CHANNELS))):
         matrix = x.reshape(shape)
-        run = partial(kernels.absmax_quantize, matrix, axis)
-        others = peers.absmax_quantize(matrix, axis, q.reshape(shape))
+        codes = q.reshape(shape)
+        run = partial(kernels.absmax_quantize, matrix, axis, out=codes)
+        others = peers.absmax_quantize(matrix, axis, codes)
         yield Row(f"absmax_quantize, {name}", run, others, moved=5, asked=("≥ 0.35", "≥ 0.4"))
     for name, values in (("Gaussian", x), ("ReLU", np.maximum(x, 0))):
         run, others = partial(kernels.histogram, values), peers.histogram(values)

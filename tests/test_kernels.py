@@ -290,6 +290,33 @@ def test_an_array_past_the_caches() -> None:
     np.testing.assert_array_equal(found, q)
 
 
+@pytest.mark.parametrize("shape", [(99, 170_000), (16_500, 1021), (5_600_000, 3)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_channels_of_an_array_past_the_caches(shape: tuple[int, int], axis: int) -> None:
+    """Rows longer than what is stored together, shorter, and next to nothing; and columns."""
+    x = normal(*shape)
+    out = np.empty(x.size + 1, np.int8)[1:].reshape(shape)
+    found, scales = kernels.absmax_quantize(x, axis, out=out)
+    assert found is out
+    expected = np.abs(x).max(axis=1 - axis) / np.float32(127)
+    np.testing.assert_array_equal(scales, expected)
+    np.divide(x, np.expand_dims(expected, 1 - axis), out=x)
+    np.rint(x, out=x)
+    np.testing.assert_array_equal(found, x)
+
+
+def test_extremes_and_counts_of_an_array_past_the_caches() -> None:
+    x = normal((16 << 20) + 4099)
+    assert kernels.min_max(x) == (x.min(), x.max())
+    counts, edges = kernels.histogram(x)
+    whole = x.view(np.uint32) >> 16
+    largest = np.bincount(whole).max()
+    assert counts.sum() == x.size
+    assert counts.max() >= largest
+    middle = np.flatnonzero(edges == 1)[0]
+    assert counts[middle] == np.count_nonzero(whole == 0x3F80)
+
+
 @pytest.mark.parametrize("x", [np.ones(3, complex), np.array(["a"]), np.array([None])])
 def test_what_is_not_real(x: Array) -> None:
     with pytest.raises(ValueError, match="real numbers"):

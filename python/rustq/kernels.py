@@ -190,12 +190,15 @@ def quantization_error(
     return _rustq.quantization_error(_bits(values), params)
 
 
-def absmax_quantize(x: ArrayLike, axis: int | None = None) -> tuple[Array, Array]:
+def absmax_quantize(
+    x: ArrayLike, axis: int | None = None, *, out: Array | None = None
+) -> tuple[Array, Array]:
     """Symmetric int8 integers, -127...127, that use the whole range of each channel.
 
     Args:
         x: finite real values of any shape.
         axis: the channel axis; `None` for one scale.
+        out: where to write the integers, as for `quantize`.
 
     Returns:
         The integers, in the shape of `x`, and float32 scales: `max(abs(x)) / 127` of each channel,
@@ -203,11 +206,11 @@ def absmax_quantize(x: ArrayLike, axis: int | None = None) -> tuple[Array, Array
         dimension.
 
     Raises:
-        ValueError: the array does not hold real numbers, or has no such axis.
+        ValueError: the array does not hold real numbers, or has no such axis, or an unfit `out`.
     """
     values = _reals(x)
     length, _, inner = _place(values.shape, axis, 0)
-    result = _result(None, values, "int8")
+    result = _result(out, values, "int8")
     channels, inner = (length, inner) if axis is not None else (1, values.size)
     scale = _rustq.absmax_quantize(_bits(values), channels, inner, result)
     return result, scale if axis is not None else scale.reshape(())

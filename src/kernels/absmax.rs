@@ -1,7 +1,7 @@
 //! Symmetric int8 codes of a whole tensor, with the scales that use the whole range.
 
 use super::layout::BLOCK;
-use super::threads::{share, share_out, summarize};
+use super::threads::{SHARE, share, share_out, summarize};
 use super::{
     Along, Params, Real, abs_max, absmax_quantize_rows, quantize_clamped, quantize_tensor, raise_abs_max,
     raise_abs_max_by_rows, stream,
@@ -140,10 +140,10 @@ fn maxima<R: Real>(x: &[R], channels: usize, inner: usize) -> Vec<f32> {
         raise_abs_max(&mut a, &b);
         a
     };
-    /// Each has maxima of its own.
+    /// Each has maxima of its own, which have to be compared in the end.
     const PARTS: usize = 64;
     // Whole rounds of the channels, or, of one, any number of elements.
     let round = if channels == 1 { 1 } else { channels * inner };
-    let part = share(false).max(x.len() / PARTS).div_ceil(round) * round;
+    let part = (4 * SHARE).max(x.len() / PARTS).div_ceil(round) * round;
     summarize(x, part, all, larger).unwrap_or_else(|| vec![0.0; channels])
 }

@@ -40,17 +40,20 @@ pub fn histogram<R: Real>(x: &[R]) -> Option<Histogram> {
 }
 
 fn count<R: Real>(x: &[R], table: &mut BinTable) -> Extremes {
-    /// Elements that make adding up their counts, one thread at a time, a small part of the work.
+    /// Elements beside which adding up their counts, one thread at a time, is little.
+    const FEW: usize = 1 << 16;
+    /// Elements beside which it is nothing.
     const MANY: usize = 1 << 18;
     let whole = Mutex::new(&mut *table);
     let from_memory = stream::beyond_caches(x);
     let share = |x: &[R], _| lanes::observe(&R::all_widened(x), &whole, from_memory);
+    let part = (x.len() / rayon::current_num_threads()).clamp(FEW, MANY);
     let extremes = if x.len() < WORTHWHILE {
         let x = R::all_widened(x);
         count_bins(&x, table);
         lanes::extremes(&x)
     } else {
-        summarize(x, MANY, share, Extremes::join).unwrap_or(Extremes::NONE)
+        summarize(x, part, share, Extremes::join).unwrap_or(Extremes::NONE)
     };
     gather_zeros(table);
     extremes

@@ -25,9 +25,10 @@ pub(super) const WORTHWHILE: usize = 1 << 13;
 /// Fits into the first-level cache.
 const BLOCK: usize = 4096;
 
-/// Counters of 32 bits: shorter ones are slower to forward from one increment to the next. Lanes are a few cache lines
-/// longer than needed, lest all counters of a bin compete for one place in the cache.
-type Table = [[u32; BINS + 48]; LANES];
+/// Counters of 32 bits: shorter ones are slower to forward from one increment to the next. Lanes are longer
+/// than needed by a third of a page: counters at the same place of different pages compete for one place in the cache, and
+/// the processor takes the increment of one for that of the other and waits.
+type Table = [[u32; BINS + 336]; LANES];
 
 thread_local! {
     /// All zeros between calls.

@@ -396,9 +396,9 @@ fn reals<const N: usize>(q: [i32; N], steps: impl Steps, at: usize) -> [f32; N] 
 #[inline(always)]
 fn nearest<const N: usize>(by: impl Instructions, x: &[f32; N], steps: impl Steps, at: usize) -> [f32; N] {
     let mut q = fixed(by, x, steps, at);
-    for i in 0..N {
-        let (of, most) = (q[i] >> FRACTION, steps.qmax());
-        q[i] = if of < most { of } else { most };
+    for q in &mut q {
+        let (nearest, most) = (*q >> FRACTION, steps.qmax());
+        *q = if nearest < most { nearest } else { most };
     }
     reals(q, steps, at)
 }
@@ -498,7 +498,17 @@ fn join(los: &[f32; LANES], his: &[f32; LANES], tail: &[f32]) -> Option<(f32, f3
 #[inline(always)]
 pub(super) fn raise_abs_max(maxima: &mut [f32], x: &[f32]) {
     assert_eq!(x.len(), maxima.len());
-    for (max, &v) in maxima.iter_mut().zip(x) {
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    let (places, rest) = maxima.as_chunks_mut::<LANES>();
+    for (chunk, place) in chunks.iter().zip(places) {
+        // All of them are stored, raised or not: the compiler would store some by a mask, which is slow.
+        let mut raised = *place;
+        for i in 0..LANES {
+            raised[i] = larger(chunk[i].abs(), raised[i]);
+        }
+        *place = raised;
+    }
+    for (&v, max) in tail.iter().zip(rest) {
         *max = larger(v.abs(), *max);
     }
 }

@@ -129,4 +129,28 @@ mod tests {
         check(|i| i as u16);
         check(|i| i as f32);
     }
+
+    #[test]
+    fn every_result_is_stored_in_its_place() {
+        for (n, unit) in [(0, 1), (1, 1), (STEP + 1, 1), (PIECE - 1, 1), (3 * PIECE + 5, 1), (7 * 5000, 5000)]
+        {
+            for ahead in [0, 1, n / 2, n, 2 * n] {
+                let (next, mut out) = (vec![0_u8; ahead], vec![u16::MAX; n]);
+                through(&next, &mut out, unit, |places, out| {
+                    assert!(places.len() == out.len() && places.len().is_multiple_of(unit));
+                    places.zip(out).for_each(|(place, out)| *out = place as u16);
+                });
+                assert!((0..n).zip(out).all(|(place, out)| place as u16 == out), "{n} elements by {unit}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_part_is_met_once() {
+        for n in [0, 1, STEP, 5 * STEP + 3] {
+            let (x, mut met) = ((0..n).collect::<Vec<_>>(), Vec::new());
+            beside(&x[n / 3..], &x, |part| met.extend_from_slice(part));
+            assert_eq!(met, x);
+        }
+    }
 }
