@@ -35,6 +35,7 @@ from timing import pin
 Array = np.ndarray[Any, Any]
 SIZES = {"1 MiB": 1 << 18, "512 MiB": 1 << 27}
 PART = 1 << 21  # 8 MiB, of which two fit into a cache that cores share
+THREADED = {"1 MiB": 1 << 18, "8 MiB": PART}
 LONG = 10_000_000  # nanoseconds: whatever takes so long is not in the cache
 SCALE, ZERO, CHANNELS = 0.021, 3, 1024
 NAMES = {"quantize": "quantize to int8", "dequantize": "dequantize int8"}
@@ -154,7 +155,14 @@ def calls(count: int, size: int) -> dict[str, Callable[[], object]]:
         "dequantize int8": lambda: kernels.dequantize(q, SCALE, out=y),
         "fake_quantize": lambda: kernels.fake_quantize(x, SCALE, out=y),
         "min_max": lambda: kernels.min_max(x),
+        "absmax_quantize, rows": lambda: kernels.absmax_quantize(
+            x.reshape(CHANNELS, -1), 0, out=q.reshape(CHANNELS, -1)
+        ),
+        "absmax_quantize, columns": lambda: kernels.absmax_quantize(
+            x.reshape(-1, CHANNELS), 1, out=q.reshape(-1, CHANNELS)
+        ),
         "histogram, Gaussian": lambda: kernels.histogram(x),
+        "copy": lambda: ctypes.memmove(y.ctypes.data, x.ctypes.data, x.nbytes),
     }
 
 
@@ -179,7 +187,7 @@ def side_by_side(runs: Sequence[Callable[[], object]], times: int) -> float:
 
 def one_call(size: int) -> dict[str, float]:
     """Nanoseconds of one call, by as many threads as this process was given."""
-    return {name: fastest({"rustq": run}, 1.0)["rustq"] for name, run in calls(0, size).items()}
+    return {name: fastest({"rustq": run}, 0.5)["rustq"] for name, run in calls(0, size).items()}
 
 
 def in_a_process(threads: int, size: int) -> dict[str, float]:
@@ -188,31 +196,52 @@ def in_a_process(threads: int, size: int) -> dict[str, float]:
     return json.loads(subprocess.check_output(command, env=environment, text=True))
 
 
-def scaling() -> Iterator[list[str]]:
-    """How much more two threads do: two calls side by side, and one call that both work on."""
-    one, two = (in_a_process(threads, 2 * PART) for threads in (1, 2))
-    first, second = calls(0, PART), calls(1, PART)
+def two_calls(size: int) -> dict[str, float]:
+    """How much more two threads do that call side by side."""
+    first, second = calls(0, size), calls(1, size)
+    times = max(1, 20 * PART // size)
+    found = {}
     for name in first:
         pairs = []
-        for _ in range(15):
-            alone = side_by_side([first[name]], 20)
-            pairs.append((alone, side_by_side([first[name], second[name]], 20)))
+        for _ in range(10):
+            alone = side_by_side([first[name]], times)
+            pairs.append((alone, side_by_side([first[name], second[name]], times)))
         alone, both = (min(each) for each in zip(*pairs, strict=True))
-        yield [name, f"{2 * alone / both:.2f}", f"{one[name] / two[name]:.2f}"]
+        found[name] = 2 * alone / both
+    return found
+
+
+def shared_call(size: int) -> dict[str, float]:
+    """How much sooner one call is done that two threads work on. Nobody shares out a copy."""
+    one, two = (in_a_process(threads, size) for threads in (1, 2))
+    return {name: one[name] / two[name] for name in one if name != "copy"}
+
+
+def scaling() -> Iterator[list[str]]:
+    """Each kernel's line of the table of two threads."""
+    columns = [
+        measured(size) for measured in (two_calls, shared_call) for size in THREADED.values()
+    ]
+    for name in columns[0]:
+        yield [name, *(f"{column[name]:.2f}" if name in column else "" for column in columns)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
     parser.add_argument("--seconds", type=float, default=3, help="for each line")
+    parser.add_argument("--threads", action="store_true", help="only the table of two threads")
     parser.add_argument("--one-call", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one_call:
         print(json.dumps(one_call(arguments.one_call)))
         return
     print("two threads, times the work of one\n")
-    head = ["kernel", "two calls, 8 MiB each", "one call, 16 MiB"]
+    head = ["kernel", *(f"two calls, {size} each" for size in THREADED)]
+    head += [f"one call, {size}" for size in THREADED]
     print(table(head, list(scaling())), end="\n\n")
+    if arguments.threads:
+        return
     pin()
     head = ["kernel", "input", "ns per element", "x copy", "x sum", "asked", *PEERS]
     print("one thread\n")
