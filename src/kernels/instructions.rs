@@ -70,12 +70,24 @@ mod avx2 {
             // Of all 32 at once: a check of bounds for every eight takes as long as the arithmetic.
             let reciprocals: [[f32; 8]; 4] = bytemuck::cast(steps.reciprocals::<LANES>(at));
             let offsets: [[f32; 8]; 4] = bytemuck::cast(steps.offsets::<LANES>(at));
-            let fixed = std::array::from_fn(|i| {
-                // SAFETY: that there is an `Avx2` says that the processor has it.
-                unsafe { fixed(&parts[i], &reciprocals[i], &offsets[i], steps.product()) }
-            });
-            // SAFETY: the same.
-            unsafe { narrow(fixed, steps.product(), T::MIN < 0, steps.qmax()) }.map(bytemuck::cast)
+            // SAFETY: that there is an `Avx2` says that the processor has it.
+            let bytes = unsafe {
+                // Not of a closure, which is a function of its own in builds without link-time optimization.
+                let [a, b, c, d] = parts;
+                let product = steps.product();
+                let fixed = [
+                    fixed(a, &reciprocals[0], &offsets[0], product),
+                    fixed(b, &reciprocals[1], &offsets[1], product),
+                    fixed(c, &reciprocals[2], &offsets[2], product),
+                    fixed(d, &reciprocals[3], &offsets[3], product),
+                ];
+                narrow(fixed, product, T::MIN < 0, steps.qmax())
+            };
+            #[allow(clippy::manual_map, reason = "the same")]
+            match bytes {
+                Some(bytes) => Some(bytemuck::cast(bytes)),
+                None => None,
+            }
         }
     }
 
@@ -94,18 +106,19 @@ mod avx2 {
     /// 32 bytes, signed or not, from four vectors of eight; `None` if one is in doubt.
     #[target_feature(enable = "avx2,fma")]
     fn narrow(fixed: [__m256i; 4], product: Product, signed: bool, most: i32) -> Option<[u8; LANES]> {
-        let fraction = fixed.map(|part| _mm256_and_si256(part, _mm256_set1_epi32(product.fraction)));
+        let [a, b, c, d] = fixed;
+        let mask = _mm256_set1_epi32(product.fraction);
         let least = _mm256_min_epi32(
-            _mm256_min_epi32(fraction[0], fraction[1]),
-            _mm256_min_epi32(fraction[2], fraction[3]),
+            _mm256_min_epi32(_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)),
+            _mm256_min_epi32(_mm256_and_si256(c, mask), _mm256_and_si256(d, mask)),
         );
         let doubts = _mm256_cmpeq_epi32(least, _mm256_setzero_si256());
         if _mm256_testz_si256(doubts, doubts) == 0 {
             return None;
         }
-        let [a, b, c, d] = fixed.map(|part| _mm256_srai_epi32::<FRACTION>(part));
-        let (low, high, most) =
-            (_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d), _mm256_set1_epi8(most as i8));
+        let low = _mm256_packs_epi32(_mm256_srai_epi32::<FRACTION>(a), _mm256_srai_epi32::<FRACTION>(b));
+        let high = _mm256_packs_epi32(_mm256_srai_epi32::<FRACTION>(c), _mm256_srai_epi32::<FRACTION>(d));
+        let most = _mm256_set1_epi8(most as i8);
         let bytes = if signed {
             _mm256_min_epi8(_mm256_packs_epi16(low, high), most)
         } else {

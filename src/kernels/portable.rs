@@ -308,7 +308,7 @@ fn multiplied<const N: usize>(
     for i in 0..N {
         fixed[i] = steps.product().fixed(by, x[i], reciprocal[i], offset[i]);
     }
-    (!steps.product().doubts(&fixed)).then_some(fixed)
+    if steps.product().doubts(&fixed) { None } else { Some(fixed) }
 }
 
 /// The same by definition, whatever the elements.
@@ -325,7 +325,10 @@ fn divided<const N: usize>(x: &[f32; N], steps: impl Steps, at: usize) -> [i32; 
 
 #[inline(always)]
 fn fixed<const N: usize>(by: impl Instructions, x: &[f32; N], steps: impl Steps, at: usize) -> [i32; N] {
-    multiplied(by, x, steps, at).unwrap_or_else(|| divided(x, steps, at))
+    match multiplied(by, x, steps, at) {
+        Some(fixed) => fixed,
+        None => divided(x, steps, at),
+    }
 }
 
 /// The integers that [`multiplied`] and [`divided`] have above other bits.
@@ -347,7 +350,14 @@ pub(super) fn quantize_lanes<T: QuantInt, const N: usize>(
     steps: impl Steps,
     at: usize,
 ) -> Option<[T; N]> {
-    multiplied(by, x, steps, at).map(|fixed| narrow(fixed, T::from_i32(steps.qmax())))
+    #[allow(
+        clippy::manual_map,
+        reason = "closures are functions of their own without link-time optimization"
+    )]
+    match multiplied(by, x, steps, at) {
+        Some(fixed) => Some(narrow(fixed, T::from_i32(steps.qmax()))),
+        None => None,
+    }
 }
 
 #[inline(always)]
@@ -496,19 +506,24 @@ fn join(los: &[f32; LANES], his: &[f32; LANES], tail: &[f32]) -> Option<(f32, f3
     (lo <= hi).then_some((lo + 0.0, hi + 0.0))
 }
 
-/// Raises each maximum to the magnitude of its element.
+/// Raises each maximum to the magnitude of its element. All of them are stored, raised or not: the compiler would store some
+/// by a mask, which is slow.
+#[inline(always)]
+fn raise(maxima: &mut [f32; LANES], x: &[f32; LANES]) {
+    let mut raised = *maxima;
+    for i in 0..LANES {
+        raised[i] = larger(x[i].abs(), raised[i]);
+    }
+    *maxima = raised;
+}
+
 #[inline(always)]
 pub(super) fn raise_abs_max(maxima: &mut [f32], x: &[f32]) {
     assert_eq!(x.len(), maxima.len());
     let (chunks, tail) = x.as_chunks::<LANES>();
     let (places, rest) = maxima.as_chunks_mut::<LANES>();
     for (chunk, place) in chunks.iter().zip(places) {
-        // All of them are stored, raised or not: the compiler would store some by a mask, which is slow.
-        let mut raised = *place;
-        for i in 0..LANES {
-            raised[i] = larger(chunk[i].abs(), raised[i]);
-        }
-        *place = raised;
+        raise(place, chunk);
     }
     for (&v, max) in tail.iter().zip(rest) {
         *max = larger(v.abs(), *max);
@@ -550,11 +565,15 @@ pub(super) fn raise_extents(sizes: &mut [f32], sums: &mut [f32], even: &[f32], o
     let ((even, even_tail), (odd, odd_tail)) = (even.as_chunks::<LANES>(), odd.as_chunks::<LANES>());
     let mut squares = [0.0; LANES];
     for (((sizes, sums), even), odd) in sizes.iter_mut().zip(sums).zip(even).zip(odd) {
+        let mut both = [0.0; LANES];
         for i in 0..LANES {
-            let (a, b) = (even[i], odd[i]);
-            sizes[i] = larger(b.abs(), larger(a.abs(), sizes[i]));
-            sums[i] = larger((a + b).abs(), sums[i]);
-            let (a, b) = (f64::from(a), f64::from(b));
+            both[i] = even[i] + odd[i];
+        }
+        raise(sizes, even);
+        raise(sizes, odd);
+        raise(sums, &both);
+        for i in 0..LANES {
+            let (a, b) = (f64::from(even[i]), f64::from(odd[i]));
             squares[i] += a * a + b * b;
         }
     }
@@ -590,9 +609,7 @@ pub(super) fn abs_max(x: &[f32]) -> f32 {
     let (chunks, tail) = x.as_chunks::<LANES>();
     let mut maxima = [0.0; LANES];
     for chunk in chunks {
-        for (max, &v) in maxima.iter_mut().zip(chunk) {
-            *max = larger(v.abs(), *max);
-        }
+        raise(&mut maxima, chunk);
     }
     tail.iter().fold(fold(&maxima, larger), |max, &v| larger(v.abs(), max))
 }
@@ -621,15 +638,27 @@ pub(super) fn extremes(x: &[f32]) -> (Option<(f32, f32)>, f32) {
 pub(super) fn quantize_columns(x: &[f32], scales: &[f32], out: &mut [i8]) -> f64 {
     assert!(x.len() == scales.len() && x.len() == out.len());
     let limits = Limits::new(0, -127, 127);
+    /// The integer, and the squared error.
+    #[inline(always)]
+    fn one(limits: Limits, v: f32, scale: f32) -> (i8, f64) {
+        let nearest = limits.clamp(v / scale) + ROUNDER;
+        let error = f64::from((nearest - ROUNDER) * scale) - f64::from(v);
+        ((nearest.to_bits() as i32 - ROUNDER.to_bits() as i32) as i8, error * error)
+    }
+    let ((x, x_tail), (scales, scale_tail)) = (x.as_chunks::<LANES>(), scales.as_chunks::<LANES>());
+    let (out, out_tail) = out.as_chunks_mut::<LANES>();
     let mut sums = [0.0; LANES];
-    let blocks = x.chunks(LANES).zip(scales.chunks(LANES)).zip(out.chunks_mut(LANES));
-    for ((x, scales), out) in blocks {
-        for (((sum, &v), &scale), q) in sums.iter_mut().zip(x).zip(scales).zip(out) {
-            let nearest = limits.clamp(v / scale) + ROUNDER;
-            *q = (nearest.to_bits() as i32 - ROUNDER.to_bits() as i32) as i8;
-            let error = f64::from((nearest - ROUNDER) * scale) - f64::from(v);
-            *sum += error * error;
+    for ((x, scales), out) in x.iter().zip(scales).zip(out) {
+        for i in 0..LANES {
+            let (q, squared) = one(limits, x[i], scales[i]);
+            out[i] = q;
+            sums[i] += squared;
         }
+    }
+    for (((&v, &scale), q), sum) in x_tail.iter().zip(scale_tail).zip(out_tail).zip(&mut sums) {
+        let squared;
+        (*q, squared) = one(limits, v, scale);
+        *sum += squared;
     }
     sums.into_iter().sum()
 }
