@@ -33,9 +33,10 @@ LOOPS = {
     "raise_extents": ("vmaxps", "vaddps", "vcvtps2pd", "vmulpd"),
     "extremes": ("vminps", "vmaxps", "vpminud"),
     "quantize_columns": ("vdivps", "vmaxps", "vcvtps2pd", "vmulpd"),
+    "errors_on_grids": ("vcvtps2pd", "vsubpd", "vmulpd", "vaddpd"),  # a value and several grids
     "sum_of_squares": ("vcvtps2pd", "vmulpd", "vaddpd"),
 }
-SINGLE = re.compile(r"v(add|sub|mul|div|min|max|fn?m(add|sub)\w*|cvt\w*)s[sd]$|vp?maskmov|call")
+SINGLE = re.compile(r"v(add|sub|mul|div|min|max|fn?m(add|sub)\w*|cvtsi2)s[sd]$|vp?maskmov|call")
 SYMBOL = re.compile(r"_ZN5rustq7kernels\d+(\w+?)\d+\1_avx2(?:_fma)?_version17h")
 LINE = re.compile(r"\s*([0-9a-f]+):\s+(\S+)\s*(.*)")
 
@@ -50,7 +51,9 @@ def functions() -> dict[str, list[list[Instruction]]]:
     command = ["objdump", "--disassemble", "--no-show-raw-insn", _rustq.__file__]
     found: dict[str, list[list[Instruction]]] = {}
     code: list[Instruction] = []
-    for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines():
+    for line in subprocess.run(
+        command, check=True, capture_output=True, text=True
+    ).stdout.splitlines():
         if line.endswith(">:"):
             code, symbol = [], SYMBOL.search(line)
             if symbol:
@@ -67,7 +70,9 @@ def loops(code: Sequence[Instruction]) -> Iterator[list[Instruction]]:
     places = {address: place for place, (address, _, _) in enumerate(code)}
     for place, (_, name, operands) in enumerate(code):
         if name.startswith("j"):
-            first = places.get(int(operands.split()[0], 16) if operands[:1].isalnum() else -1, place)
+            first = places.get(
+                int(operands.split()[0], 16) if operands[:1].isalnum() else -1, place
+            )
             if first < place:
                 yield list(code[first : place + 1])
 
@@ -78,7 +83,12 @@ def fits(loop: Sequence[Instruction], wanted: Sequence[str]) -> bool:
 
 
 def test_loops_are_found() -> None:
-    code = [(0, "nop", ""), (1, "vmulps", "%ymm0,%ymm1,%ymm1"), (5, "vmulss", ""), (9, "jne", "1 <f>")]
+    code = [
+        (0, "nop", ""),
+        (1, "vmulps", "%ymm0,%ymm1,%ymm1"),
+        (5, "vmulss", ""),
+        (9, "jne", "1 <f>"),
+    ]
     assert list(loops(code)) == [code[1:]]
     assert fits(code[1:], ["vmul"])
     assert not fits(code[2:], ["vmul"])
