@@ -92,6 +92,7 @@ mod avx2 {
     }
 
     /// [`Product::fixed`] of eight elements.
+    #[inline]
     #[target_feature(enable = "avx2,fma")]
     fn fixed(x: &[f32; 8], reciprocals: &[f32; 8], offsets: &[f32; 8], product: Product) -> __m256i {
         let load = |values: &[f32; 8]| {
@@ -104,6 +105,7 @@ mod avx2 {
     }
 
     /// 32 bytes, signed or not, from four vectors of eight; `None` if one is in doubt.
+    #[inline]
     #[target_feature(enable = "avx2,fma")]
     fn narrow(fixed: [__m256i; 4], product: Product, signed: bool, most: i32) -> Option<[u8; LANES]> {
         let [a, b, c, d] = fixed;
