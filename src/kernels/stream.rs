@@ -13,10 +13,10 @@ use std::ops::Range;
 pub const PIECE: usize = 1 << 14;
 
 /// Elements between which a little is read ahead: more at once wait for each other.
-const STEP: usize = 256;
+const STEP: usize = 512;
 
 /// Places that are read ahead at once.
-const STREAMS: usize = 4;
+const STREAMS: usize = 2;
 
 /// So many bytes are not in the caches when they are next read.
 const LARGE: usize = 16 << 20;
