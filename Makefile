@@ -20,7 +20,7 @@ MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/maturin
 WITH_PYTHON := PYO3_PYTHON="$(abspath $(PY))"
 
 .PHONY: help demo develop test test-rust test-python test-tensorrt test-pnnx test-browser screenshot notebooks test-frameworks check format lint lint-rust lint-python docs docs-rust site bench bench-fold bench-peers bench-large bench-targets zoo ncnn \
-	exhaustive test-aarch64 sanitize fuzz audit \
+	exhaustive test-aarch64 test-avx512 sanitize fuzz audit \
 	release wheel wheels test-wheel test-wheel-aarch64 sdist test-sdist clean
 
 help: ## list the targets
@@ -83,10 +83,12 @@ fuzz: $(INSTALLED) $(TOOLS) ## fuzz reading, folding, external data, calibration
 	done
 	$(PY) fuzz/mutate.py --seconds $(FUZZ_SECONDS)
 
+# ADVISORIES=DIR: a clone of RustSec/advisory-db to use as it is, where GitHub cannot be reached.
+AUDIT := $(BIN)/cargo-audit audit --deny warnings $(if $(ADVISORIES),--db $(ADVISORIES) --no-fetch --stale)
 audit: $(PY) ## look the locked crates up in the RustSec advisory database (fetched from GitHub)
 	$(PY) -m pip install --quiet -r requirements-audit.txt
-	$(BIN)/cargo-audit audit --deny warnings
-	$(BIN)/cargo-audit audit --deny warnings --file fuzz/Cargo.lock
+	$(AUDIT)
+	$(AUDIT) --file fuzz/Cargo.lock
 
 exhaustive: $(INSTALLED) $(TOOLS) ## compare the kernels with their definition and ONNX Runtime on all 2^32 floats (minutes)
 	cargo test --locked --profile develop --lib kernels -- --ignored --nocapture
@@ -102,6 +104,10 @@ test-aarch64: ## run the Rust tests of the kernels for NEON, under qemu-user
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L $(AARCH64_ROOT) -E LD_LIBRARY_PATH=$(AARCH64_ROOT)/lib" \
 	cargo test --locked --lib --target aarch64-unknown-linux-gnu --target-dir target/aarch64 kernels
+
+# Debian: apt install bochs bochsbios vgabios isolinux genisoimage linux-image-cloud-amd64.
+test-avx512: $(PY) ## run the Rust tests of the kernels for AVX-512, in Bochs
+	$(PY) scripts/avx512_under_bochs.py $(if $(KERNEL),--kernel $(KERNEL))
 
 sanitize: ## run the Rust tests of the kernels under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address \

@@ -117,54 +117,53 @@ impl FoldRecord {
 pub fn fold(model: &Model) -> Result<(Model, Vec<FoldRecord>)> {
     Graph::new(model.graph()).check()?;
     let mut model = constants_leave_inputs(model)?;
-    let mut records = Vec::new();
-    for stage in STAGES {
-        model = match *stage {
-            Stage::Rules(rules) => until_nothing_changes(model, rules, &mut records)?,
-            Stage::Pass(name, pass) => once(model, name, pass, &mut records)?,
-        };
+    let (mut stages, mut records) = (STAGES, Vec::new());
+    while !stages.is_empty() {
+        let patch = first_change(&model, &mut stages, &mut records)?;
+        if !patch.is_empty() {
+            model = apply(model, patch)?;
+        }
     }
     Ok((model, records))
 }
 
-fn until_nothing_changes(
-    mut model: Model,
-    rules: &[(&'static str, Rule)],
-    records: &mut Vec<FoldRecord>,
-) -> Result<Model> {
-    loop {
-        let (patch, edits, declined) = sweep(&model, rules)?;
-        records.extend(edits);
-        if patch.is_empty() {
-            records.extend(declined.into_values());
-            return Ok(model);
+/// What the first of `stages` that changes something changes. Those that are done are taken away: rules once they find nothing.
+fn first_change(model: &Model, stages: &mut &[Stage], records: &mut Vec<FoldRecord>) -> Result<Patch> {
+    let graph = Graph::of(model);
+    while let Some((stage, later)) = stages.split_first() {
+        let patch = match *stage {
+            Stage::Rules(rules) => {
+                let (patch, edits, declined) = sweep(&graph, rules)?;
+                records.extend(edits);
+                if !patch.is_empty() {
+                    return Ok(patch);
+                }
+                records.extend(declined.into_values());
+                patch
+            }
+            Stage::Pass(rule, pass) => {
+                let Changes { patch, gone } = pass(&graph)?;
+                records.extend(gone.into_iter().map(|id| FoldRecord::of(graph.node(id), rule, None)));
+                patch
+            }
+        };
+        *stages = later;
+        if !patch.is_empty() {
+            return Ok(patch);
         }
-        model = apply(model, patch)?;
     }
-}
-
-fn once(model: Model, rule: &'static str, pass: Pass, records: &mut Vec<FoldRecord>) -> Result<Model> {
-    let graph = Graph::of(&model);
-    let Changes { patch, gone } = pass(&graph)?;
-    records.extend(gone.into_iter().map(|id| FoldRecord {
-        node: graph.node(id).label().to_owned(),
-        op_type: graph.node(id).op_type().to_owned(),
-        rule,
-        declined: None,
-    }));
-    if patch.is_empty() { Ok(model) } else { apply(model, patch) }
+    Ok(Patch::default())
 }
 
 /// Asks every rule about every node once; edits that overlap wait for the next sweep.
 fn sweep(
-    model: &Model,
+    graph: &Graph,
     rules: &[(&'static str, Rule)],
 ) -> Result<(Patch, Vec<FoldRecord>, BTreeMap<NodeId, FoldRecord>)> {
-    let graph = Graph::of(model);
     let (mut patch, mut edits, mut declined) = (Patch::default(), Vec::new(), BTreeMap::new());
     for (id, node) in graph.nodes().iter().enumerate() {
         for &(rule, ask) in rules {
-            match ask(&graph, id)? {
+            match ask(graph, id)? {
                 Verdict::Pass => {}
                 Verdict::Decline(reason) => {
                     declined.entry(id).or_insert_with(|| FoldRecord::of(node, rule, Some(reason)));

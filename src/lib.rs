@@ -6,7 +6,8 @@
 //!
 //! * [`model`] opens and saves; [`onnx`] is the file format; [`tensor`] reads weights.
 //! * [`graph`] is a read-only index and [`patch`] the one way to edit.
-//! * [`composites`] recognises operators that are spelled out in several nodes.
+//! * [`composites`] recognises operators that are spelled out in several nodes; [`functions`] tells how large those of a
+//!   model's own make it.
 //! * [`fold`] simplifies; [`observation`], [`observer`] and [`ranges`] summarise activations; [`qparams`] does all scale arithmetic.
 //! * [`given`] keeps the quantization that a model comes with.
 //! * [`correct`] makes up for what rounding does.
@@ -28,6 +29,8 @@ pub mod error;
 pub mod export;
 #[forbid(unsafe_code)]
 pub mod fold;
+#[forbid(unsafe_code)]
+pub mod functions;
 #[forbid(unsafe_code)]
 pub mod given;
 #[forbid(unsafe_code)]

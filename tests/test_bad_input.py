@@ -264,6 +264,63 @@ def test_a_model_that_onnx_runtime_refuses() -> None:
     one_line(raised, "ONNX Runtime", "Rleu")
 
 
+# ---------------------------------------------------------------------- what onnx is asked to do
+def calling(levels: int, calls: int) -> onnx.ModelProto:
+    """Functions of which each calls the one before so many times."""
+    own = [helper.make_opsetid("own", 1), helper.make_opsetid("", 17)]
+    names = [f"f{level}" for level in range(levels)]
+    functions = [
+        helper.make_function("own", names[0], ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], own)
+    ]
+    for inner, name in zip(names, names[1:], strict=False):
+        values = ["a", *(f"v{k}" for k in range(calls - 1)), "b"]
+        nodes = [
+            helper.make_node(inner, [x], [y], domain="own") for x, y in zip(values, values[1:], strict=False)
+        ]
+        functions.append(helper.make_function("own", name, ["a"], ["b"], nodes, own))
+    net = Net()
+    x = net.op("MatMul", net.input("x", 1, 4), net.weight(4, 4))
+    net.nodes.append(helper.make_node(names[-1], [x], ["y"], domain="own"))
+    model = net.model("y")
+    model.functions.extend(functions)
+    model.opset_import.append(own[0])
+    return model
+
+
+def test_functions_that_would_fill_the_memory() -> None:
+    few = rustq.quantize(calling(4, 3))
+    assert few.to_onnx().graph.node[-1].op_type == "Relu"
+    started = time.process_time()
+    with pytest.raises(rustq.ModelError, match="functions cannot be inlined") as raised:
+        rustq.quantize(calling(60, 2))
+    one_line(raised, "bytes")
+    with pytest.raises(rustq.ModelError, match="levels") as raised:
+        rustq.quantize(calling(5000, 1))
+    one_line(raised, "'f4")
+    assert time.process_time() - started < 5
+
+
+def test_functions_that_call_each_other() -> None:
+    model = calling(2, 1)
+    model.functions[0].node[0].op_type = "f1"
+    model.functions[0].node[0].domain = "own"
+    with pytest.raises(rustq.ModelError, match="calls itself") as raised:
+        rustq.quantize(model)
+    one_line(raised, "'f1'")
+
+
+def test_an_attribute_of_another_type() -> None:
+    """onnx's converter, which an old operator set calls for, would take the process down."""
+    net = Net()
+    x = net.op("MatMul", net.input("x", 1, 4), net.weight(4, 4))
+    model = net.model(net.op("Squeeze", x, axes=[0]))
+    model.opset_import[0].version = 6
+    assert any(layer.quantized for layer in rustq.quantize(model).report.layers)
+    model.graph.node[1].attribute[0].type = onnx.AttributeProto.FLOAT
+    report = rustq.quantize(model).report
+    assert any("axes" in note and "could not be converted" in note for note in report.notes)
+
+
 # ---------------------------------------------------------------------- weights that are not finite
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(

@@ -8,15 +8,23 @@ from rustq.folding import folded
 
 __all__ = ["at_least", "inlined"]
 
+LEAST, SHARE = 1 << 24, 4
+"""Bytes that functions in the place of their calls may take: the first number and so many times those
+of the model, since a small file must not ask for a large one."""
+
 
 def inlined(model: _rustq.Model) -> _rustq.Model:
     """`model` with the bodies of its own functions in the place of their calls.
 
     Raises:
-        ModelError: they cannot be put there.
+        ModelError: they cannot be put there, or would make a model of another size.
     """
     if not model.has_functions:
         return model
+    size = model.inlined_len()
+    if size > LEAST + SHARE * model.byte_size:
+        reason = f"it has {model.byte_size} bytes, and would have {size}"
+        raise ModelError(f"the model's functions cannot be inlined: {reason}")
     import onnx
     from onnx import inliner
 
@@ -40,6 +48,7 @@ def at_least(model: _rustq.Model, opset: int) -> tuple[_rustq.Model, str]:
     from onnx import version_converter
 
     try:
+        _check(model)
         proto = onnx.load_model_from_string(model.to_bytes())
         converted = version_converter.convert_version(proto, opset)
     except Exception as error:  # the converter raises RuntimeError, and more, without a base class
@@ -48,6 +57,21 @@ def at_least(model: _rustq.Model, opset: int) -> tuple[_rustq.Model, str]:
     return folded(core.with_metadata_of(model))._core, ""
 
 
+def _check(model: _rustq.Model) -> None:
+    """Raises onnx's error if a node is not as its operator asks: the converter takes attributes of
+    other types for what they are not, and the process with it."""
+    import onnx
+
+    proto = onnx.load_model_from_string(model.skeleton().to_bytes())
+    # What says nothing of nodes, and is missing in models that work.
+    proto.graph.name = proto.graph.name or "graph"
+    for value in (*proto.graph.input, *proto.graph.output):
+        if value.type.WhichOneof("value") in (None, "tensor_type"):
+            tensor = value.type.tensor_type
+            tensor.elem_type = tensor.elem_type or onnx.TensorProto.FLOAT
+            tensor.shape.SetInParent()
+    onnx.checker.check_model(proto)
+
+
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__

@@ -8,7 +8,6 @@
 //! weights in place where only one node reads them.
 
 use foldhash::{HashMap, HashMapExt};
-use std::borrow::Cow;
 
 use prost::Message;
 use rayon::prelude::*;
@@ -137,7 +136,7 @@ const BEGINNING: usize = 64;
 fn equal_constants<'m>(graph: &Graph<'m>) -> HashMap<&'m str, &'m str> {
     let size = |t: &TensorProto| match raw(t) {
         Some(raw) => (true, raw.len()),
-        None => (false, t.float_data.len() + t.int32_data.len() + t.int64_data.len() + t.string_data.len()),
+        None => (false, data(t).map(<[u8]>::len).sum()),
     };
     let mut alike: HashMap<Shape, Vec<&TensorProto>> = HashMap::new();
     for tensor in graph.constants() {
@@ -147,12 +146,12 @@ fn equal_constants<'m>(graph: &Graph<'m>) -> HashMap<&'m str, &'m str> {
     }
     let groups: Vec<_> = alike.into_values().filter(|group| group.len() > 1).collect();
     let same = groups.into_par_iter().flat_map_iter(|group| {
-        let sums: Vec<u32> = group.par_iter().map(|tensor| crc32fast::hash(&content(tensor))).collect();
+        let sums: Vec<u32> = group.par_iter().map(|tensor| checksum(tensor)).collect();
         let mut first: HashMap<u32, &TensorProto> = HashMap::new();
         let mut same = Vec::new();
         for (tensor, sum) in group.into_iter().zip(sums) {
             let kept = *first.entry(sum).or_insert(tensor);
-            if kept.name() != tensor.name() && content(kept) == content(tensor) {
+            if kept.name() != tensor.name() && data(kept).eq(data(tensor)) {
                 same.push((tensor.name(), kept.name()));
             }
             tensor.raw_data.iter().for_each(|data| mapped::release(data));
@@ -166,10 +165,21 @@ fn raw(tensor: &TensorProto) -> Option<&[u8]> {
     tensor.raw_data.as_deref().filter(|raw| !raw.is_empty())
 }
 
-/// The data as the file has it: the bytes, or the encoded numbers.
-fn content(tensor: &TensorProto) -> Cow<'_, [u8]> {
-    match raw(tensor) {
-        Some(raw) => Cow::Borrowed(raw),
-        None => Cow::Owned(TensorProto { name: None, doc_string: None, ..tensor.clone() }.encode_to_vec()),
-    }
+fn checksum(tensor: &TensorProto) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    data(tensor).for_each(|piece| sum.update(piece));
+    sum.finalize()
+}
+
+/// The data, wherever the tensor has them: bytes, numbers of each type, and each text.
+fn data(tensor: &TensorProto) -> impl Iterator<Item = &[u8]> {
+    let numbers: [&[u8]; 6] = [
+        tensor.raw_data.as_deref().unwrap_or_default(),
+        bytemuck::cast_slice(&tensor.float_data),
+        bytemuck::cast_slice(&tensor.double_data),
+        bytemuck::cast_slice(&tensor.int32_data),
+        bytemuck::cast_slice(&tensor.int64_data),
+        bytemuck::cast_slice(&tensor.uint64_data),
+    ];
+    numbers.into_iter().chain(tensor.string_data.iter().map(|text| &text[..]))
 }

@@ -10,6 +10,7 @@ use pyo3::types::{PyBytes, PyDict};
 
 use super::run;
 use crate::fold::{evidence, fold};
+use crate::functions::inlined_len;
 use crate::graph::{Graph, NodeExt};
 use crate::model::{Batch, ExternalData, Model};
 use crate::onnx::{TensorShapeDimension, ValueInfoProto};
@@ -174,6 +175,11 @@ impl PyModel {
     #[getter]
     fn has_functions(&self) -> bool {
         !self.0.proto().functions.is_empty()
+    }
+
+    /// Bytes of the model with its functions inlined, about.
+    fn inlined_len(&self, py: Python<'_>) -> PyResult<usize> {
+        run(py, || inlined_len(&self.0))
     }
 
     #[getter]

@@ -1,13 +1,15 @@
 //! Weights in fewer than 8 bits.
 //!
 //! 1. [`codecs`]: the number formats, as a table of what each code stands for.
-//! 2. [`encode`]: the scale of each channel or block, and the codes.
-//! 3. [`mod@write`]: codes in a graph, and what decodes them.
-//! 4. [`pass`]: the weights of every product, activations left float.
+//! 2. [`ruler`]: the scale of some weights, and their levels.
+//! 3. [`encode`]: those of each channel or block of a tensor, and the codes.
+//! 4. [`mod@write`]: codes in a graph, and what decodes them.
+//! 5. [`pass`]: the weights of every product, activations left float.
 
 pub(crate) mod codecs;
 pub(crate) mod encode;
 mod pass;
+mod ruler;
 pub(crate) mod write;
 
 pub use codecs::{CODECS, Codec};

@@ -229,12 +229,12 @@ pub(crate) fn quantize(
         };
         let bias = bias.as_mut().map(|(bias, _)| bias.as_mut_slice());
         let mut integers = match &quantized.encoded {
-            Some(encoded) => encoded.values.clone(),
+            Some(encoded) => encoded.levels().to_vec(),
             None => bytemuck::cast_slice(&quantized.values).to_vec(),
         };
         quantized.effect = weights.correct(moments, what, &mut integers, bias);
         match &mut quantized.encoded {
-            Some(encoded) => encoded.values = integers,
+            Some(encoded) => encoded.set_levels(integers),
             None => quantized.values = bytemuck::allocation::cast_vec::<i8, u8>(integers).into(),
         }
     }
@@ -469,11 +469,10 @@ fn encoded(
     codec: &'static Codec,
 ) -> QuantizedWeights {
     let mut encoded = Encoded::new(values, (&dims, axis), codec, None);
-    for (channel, (limit, size)) in extent.limits.iter().zip(sizes).enumerate() {
-        if limit > size {
-            encoded.silence(channel, limit / 127.0);
-        }
-    }
+    let channels = extent.limits.iter().zip(sizes).enumerate();
+    let drowned =
+        channels.filter(|(_, (limit, size))| limit > size).map(|(c, (limit, _))| (c, limit / 127.0));
+    encoded.silence(&drowned.collect::<Vec<_>>());
     let params = QuantParams {
         scale: encoded.scale.clone(),
         zero_point: vec![0; encoded.scale.len()],
@@ -506,6 +505,26 @@ pub(crate) fn quantize_rows(tensor: &TensorProto, given: Option<QuantParams>) ->
         return Ok(on_given_grid(&values, (dims, 0), &extent, params, -128));
     }
     Ok(on_grid(&values, dims, 0, extent, true))
+}
+
+/// Weights as int8, and how far they are from what they were.
+pub(crate) struct Integers {
+    pub values: Bytes,
+    /// For each channel.
+    pub scale: Vec<f32>,
+    /// Sum of the squares; NaN or infinite if a weight is.
+    pub power: f64,
+    /// Sum of the squared errors.
+    pub noise: f64,
+}
+
+/// Weights with their channels along `axis` as integers, 127 standing for the largest magnitude in each channel.
+pub(crate) fn by_largest(values: &Parts, dims: &[usize], axis: usize) -> Integers {
+    let channels = Channels::new(dims, axis);
+    let Extent { limits, power, .. } = channels.extent(values, &Pairs::None);
+    let scale = QuantParams::per_channel(&limits, axis).scale;
+    let (values, noise) = channels.quantize(values, &scale);
+    Integers { values, scale, power, noise }
 }
 
 /// Axis of the output channels in the weights.

@@ -173,8 +173,7 @@ pub(crate) fn take(
     let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
     let (values, dims) = (Parts::of(weight)?, shape(weight)?);
     let data_type = format.codec.data_type.filter(|_| format.standard);
-    let blocked = format.codec.has_blocks() && dims.len() == 2 && is_plain_product(node);
-    let block = format.block.filter(|_| blocked);
+    let block = format.block.filter(|_| dims.len() == 2 && is_plain_product(node));
     let mut encoded = Encoded::new(&values, (&dims, axis), format.codec, block);
     if !encoded.power.is_finite() {
         finite(weight)?;
@@ -182,7 +181,7 @@ pub(crate) fn take(
     let mut effect = None;
     if let Some((moments, what)) = correction {
         let exact = values.all();
-        let mut integers = encoded.values.clone();
+        let mut integers = encoded.levels().to_vec();
         let grid = Grid::Levels(&encoded, format.codec.sorted());
         let mut own_bias = bias(graph, id)?;
         effect = Weights { exact: &exact, dims: &dims, axis, grid, factors: None }.correct(
@@ -191,7 +190,7 @@ pub(crate) fn take(
             &mut integers,
             own_bias.as_deref_mut(),
         );
-        encoded.values = integers;
+        encoded.set_levels(integers);
         if let Some(bias) = own_bias.filter(|_| what.bias && effect.is_some()) {
             let name = writer.name(&format!("{}_corrected", node.input[2]));
             writer.patch.initializer(tensor(&name, &[bias.len()], &bias));

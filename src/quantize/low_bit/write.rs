@@ -6,9 +6,11 @@
 //! | `DequantizeLinear` | the operator itself, of opset 21 where a code has four bits | formats with an ONNX type; what other tools know |
 //! | `MatMulNBits` | ONNX Runtime's kernel, while it multiplies | products by blocks of four-bit codes |
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::encode::{Encoded, GROUP};
+use super::encode::Encoded;
 use crate::graph::NodeExt;
 use crate::onnx::{NodeProto, TensorProto};
 use crate::patch::{cast_to, int_attribute, node};
@@ -22,6 +24,25 @@ const LEAST_BLOCK: usize = 16;
 pub(crate) const CONTRIB: &str = "com.microsoft";
 
 impl Encoded {
+    /// The levels, less their zero points, of the inputs from one on of some channels; 0 where there is none.
+    fn columns(&self, (channels, first): (Range<usize>, usize), columns: &mut [[i8; GROUP]]) {
+        let (levels, depth) = (self.levels(), self.layout.depth());
+        columns.fill([0; GROUP]);
+        let inputs = first..depth.min(first + columns.len());
+        if self.layout.in_rows() {
+            for (c, channel) in channels.enumerate() {
+                for (column, &level) in columns.iter_mut().zip(&levels[channel * depth..][inputs.clone()]) {
+                    column[c] = level;
+                }
+            }
+            return;
+        }
+        for (column, k) in columns.iter_mut().zip(inputs) {
+            let start = k * self.layout.channels + channels.start;
+            column[..channels.len()].copy_from_slice(&levels[start..start + channels.len()]);
+        }
+    }
+
     /// Whether [`Writer::multiplied_blocks`] can write them.
     pub fn fits_kernel(&self) -> bool {
         let blocks = self.block.is_power_of_two() && self.block >= LEAST_BLOCK && self.dims.len() == 2;
@@ -49,7 +70,7 @@ impl Writer<'_, '_> {
     /// The levels less their zero points as int8, by look-up; the nodes that make them go to `nodes`.
     pub fn levels(&mut self, base: &str, encoded: &Encoded, nodes: &mut Vec<NodeProto>) -> String {
         if encoded.codec.bits == 8 {
-            let content = Memory::of(bytemuck::cast_slice(&encoded.values).to_vec());
+            let content = encoded.values.clone();
             return self.constant(&format!("{base}_quantized"), || {
                 tensor_of_bytes("", &encoded.dims, DataType::Int8, content)
             });
@@ -209,28 +230,38 @@ impl Writer<'_, '_> {
 /// makes one, and the quickest.
 const INT8_ACTIVATIONS: usize = 4;
 
+/// Channels whose codes are written together: where they are columns, their levels fill a line of memory in each row.
+const GROUP: usize = 64;
+
 /// Codes in the order that `MatMulNBits` reads: channels, blocks, inputs. They are unsigned there: 8 stands for 0 where there
 /// is no zero point, and a block that is not full ends in what stands for 0.
 fn blocked_codes(encoded: &Encoded) -> TensorProto {
-    let (layout, channels, depth) = (encoded.layout, encoded.layout.channels, encoded.layout.depth());
-    let (blocks, block) = (encoded.blocks(), encoded.block);
+    let (channels, blocks, block) = (encoded.layout.channels, encoded.blocks(), encoded.block);
+    let (half, row) = (block / 2, blocks * block / 2);
     let shift = if encoded.zero.is_empty() { 8 } else { 0 };
-    let row = blocks * block / 2;
     let mut codes = Memory::zeroed(channels * row);
-    let rows = codes.as_mut().par_chunks_mut((GROUP * row).max(1));
-    rows.zip(layout.groups()).for_each(|(rows, group)| {
-        let values = layout.channels(&encoded.values, group.clone());
-        for (c, (row, channel)) in rows.chunks_exact_mut(row.max(1)).zip(group).enumerate() {
-            let values = &values[c * depth..][..depth];
-            for (b, row) in row.chunks_exact_mut(block / 2).enumerate() {
-                let zero = encoded.zero_of(channel * blocks + b) + shift;
-                let values = &values[b * block..depth.min((b + 1) * block)];
-                let code = |k: usize| (values.get(k).copied().unwrap_or(0) + zero) as u8;
-                for (pair, byte) in row.iter_mut().enumerate() {
-                    *byte = code(2 * pair) | code(2 * pair + 1) << 4;
+    let groups = codes.as_mut().par_chunks_mut((GROUP * row).max(1)).enumerate();
+    groups.for_each(|(group, codes)| {
+        let first = group * GROUP;
+        let mut columns = vec![[0; GROUP]; block];
+        for b in 0..blocks {
+            let zero = |c: usize| encoded.zero_of((first + c) * blocks + b) + shift;
+            let count = codes.len() / row;
+            encoded.columns((first..first + count, b * block), &mut columns);
+            let mut zeros = [0; GROUP];
+            (0..count).for_each(|c| zeros[c] = zero(c));
+            let mut pairs = vec![[0; GROUP]; half];
+            for (pair, [low, high]) in pairs.iter_mut().zip(columns.as_chunks().0) {
+                for c in 0..GROUP {
+                    pair[c] = (low[c] + zeros[c]) as u8 | ((high[c] + zeros[c]) as u8) << 4;
+                }
+            }
+            for (c, codes) in codes.chunks_exact_mut(row).enumerate() {
+                for (byte, pair) in codes[b * half..][..half].iter_mut().zip(&pairs) {
+                    *byte = pair[c];
                 }
             }
         }
     });
-    tensor_of_bytes("", &[channels, blocks, block / 2], DataType::Uint8, codes)
+    tensor_of_bytes("", &[channels, blocks, half], DataType::Uint8, codes)
 }
