@@ -24,14 +24,21 @@ pub(crate) enum Memory {
 }
 
 impl Memory {
+    /// Memory for what is kept.
     pub fn zeroed(size: usize) -> Self {
-        if size < HUGE {
-            return Self::Small(vec![0; size]);
-        }
-        if TAKEN.load(Ordering::Relaxed).saturating_add(size) > MOST
+        if size >= HUGE
+            && TAKEN.load(Ordering::Relaxed).saturating_add(size) > MOST
             && let Ok(map) = mapped::scratch(size)
         {
             return Self::File(map);
+        }
+        Self::passing(size)
+    }
+
+    /// Memory for what is soon gone: never in a file.
+    pub fn passing(size: usize) -> Self {
+        if size < HUGE {
+            return Self::Small(vec![0; size]);
         }
         match Anonymous::new(size) {
             Ok(memory) => Self::Large(memory),
@@ -98,8 +105,14 @@ mod tests {
 
     #[test]
     fn every_kind_holds_what_was_written() {
-        let mut memories = vec![Memory::zeroed(5), Memory::zeroed(HUGE), Memory::zeroed(MOST + 1)];
+        let mut memories = vec![
+            Memory::zeroed(5),
+            Memory::zeroed(HUGE),
+            Memory::zeroed(MOST + 1),
+            Memory::passing(MOST + 1),
+        ];
         assert!(cfg!(not(target_os = "linux")) || matches!(memories[2], Memory::File(_)));
+        assert!(matches!(memories[3], Memory::Large(_)));
         for (number, memory) in memories.iter_mut().enumerate() {
             let bytes = memory.as_mut();
             assert!(bytes.iter().all(|&byte| byte == 0));

@@ -1,6 +1,7 @@
 //! Weights as levels: which of them share a scale, and where what was found for each belongs.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use rayon::prelude::*;
@@ -9,7 +10,7 @@ use super::codecs::{Codec, Fit};
 use super::ruler::{LANES, Ruler};
 use crate::kernels;
 use crate::quantize::weights;
-use crate::tensor::Parts;
+use crate::tensor::{Memory, Parts};
 
 /// Channels that are read together where each lies in memory as a whole.
 const GROUP: usize = 32;
@@ -113,7 +114,7 @@ impl Layout {
         let mut strip = vec![[0.0; LANES]; self.depth()];
         for (k, start) in self.rows(channels) {
             if self.inner == 1 {
-                strip[k][..channels.len()].copy_from_slice(&all[start..start + channels.len()]);
+                copy(&all[start..][..channels.len()], &mut strip[k]);
                 continue;
             }
             for (lane, values) in all[start..].chunks(self.inner).take(channels.len()).enumerate() {
@@ -129,7 +130,7 @@ impl Layout {
     fn put(&self, strip: &[[i8; LANES]], channels: &Range<usize>, all: &mut [i8]) {
         for (k, start) in self.rows(channels) {
             if self.inner == 1 {
-                all[start..start + channels.len()].copy_from_slice(&strip[k][..channels.len()]);
+                copy(&strip[k], &mut all[start..][..channels.len()]);
                 continue;
             }
             for (lane, values) in all[start..].chunks_mut(self.inner).take(channels.len()).enumerate() {
@@ -141,20 +142,29 @@ impl Layout {
     }
 }
 
-/// Levels of a part of the weights, in their order, and what is known of its blocks, `channels × blocks`.
+/// Copies as many values as there are and as there is room for: a whole row of a strip without a call.
+fn copy<T: Copy>(from: &[T], to: &mut [T]) {
+    if let (Some(from), Some(to)) = (from.first_chunk::<LANES>(), to.first_chunk_mut()) {
+        *to = *from;
+    } else {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    }
+}
+
+/// What is known of the blocks of a part of the weights, `channels × blocks`.
 struct Part {
-    levels: Vec<i8>,
     scale: Vec<f32>,
+    /// Empty where the format has none.
     zero: Vec<i8>,
     power: f64,
     noise: f64,
 }
 
 impl Part {
-    fn new(ruler: &Ruler, layout: Layout, weights: &[f32], block: usize) -> Self {
+    /// Finds the levels, in the order of the weights.
+    fn new(ruler: &Ruler, layout: Layout, (weights, block): (&[f32], usize), levels: &mut [i8]) -> Self {
         // In their order, before they are read in columns: so they are in the caches.
         let power = kernels::sum_of_squares(weights);
-        let blocks = layout.depth().div_ceil(block);
         let found: Vec<_> = layout
             .strips()
             .map(|channels| {
@@ -165,18 +175,14 @@ impl Part {
                 (channels, levels, grids)
             })
             .collect();
-        let mut part = Self {
-            levels: vec![0; weights.len()],
-            scale: Vec::with_capacity(layout.channels * blocks),
-            zero: Vec::with_capacity(layout.channels * blocks),
-            power,
-            noise: 0.0,
-        };
-        for (channels, levels, grids) in found {
-            layout.put(&levels, &channels, &mut part.levels);
+        let mut part = Self { scale: Vec::new(), zero: Vec::new(), power, noise: 0.0 };
+        for (channels, of_strip, grids) in found {
+            layout.put(&of_strip, &channels, levels);
             for lane in 0..channels.len() {
                 part.scale.extend(grids.iter().map(|grid| grid.scale[lane]));
-                part.zero.extend(grids.iter().map(|grid| grid.zero[lane]));
+                if ruler.has_zero_point() {
+                    part.zero.extend(grids.iter().map(|grid| grid.zero[lane]));
+                }
                 part.noise += grids.iter().map(|grid| grid.noise[lane]).sum::<f64>();
             }
         }
@@ -212,15 +218,19 @@ impl Encoded {
             return encoded(rows.values, rows.scale, Vec::new(), rows.power, rows.noise);
         }
         let ruler = Ruler::new(codec);
-        let parts = values
-            .map(layout.part(block), |_, part| Part::new(&ruler, layout.of_part(part.len()), part, block));
+        let mut levels = Memory::passing(values.count());
+        let size = layout.part(block).max(1);
+        let targets: Vec<_> = levels.as_mut().chunks_mut(size).map(Mutex::new).collect();
+        let parts = values.map(size, |start, part| {
+            // Nobody else asks for the lock of this part.
+            let mut target = targets[start / size].lock().unwrap_or_else(PoisonError::into_inner);
+            Part::new(&ruler, layout.of_part(part.len()), (part, block), bytemuck::cast_slice_mut(*target))
+        });
+        drop(targets);
         let (power, noise) = (parts.iter().map(|p| p.power).sum(), parts.iter().map(|p| p.noise).sum());
-        let mut levels = Vec::with_capacity(values.count());
-        parts.iter().for_each(|part| levels.extend_from_slice(&part.levels));
         let scale = by_channel(&layout, &parts, |part| &part.scale);
         let zero = by_channel(&layout, &parts, |part| &part.zero);
-        let zero = if codec.has_zero_point() { zero } else { Vec::new() };
-        encoded(bytemuck::allocation::cast_vec::<i8, u8>(levels).into(), scale, zero, power, noise)
+        encoded(levels.into(), scale, zero, power, noise)
     }
 
     /// Levels less their zero points, in the order of the weights.

@@ -1,23 +1,29 @@
 //! The scale of some weights, and the level of each: channels side by side, a lane for each.
 //!
 //! A format with levels at equal distances is measured in steps of the scale s: with t = w / s and q the integer nearest to t
-//! within the range, the squared error is s² · Σ (q − t)². It is worked out for [`STEPS`] scales, the widest range first,
-//! and each narrower range clips more: once what is clipped alone costs as much as the best scale so far, no later one
-//! can be better. The sums of a lane are added in the order of its weights, so that every instruction set has the same.
+//! within the range, the squared error is s² · Σ (q − t)². It is worked out for every third of [`STEPS`] scales, the widest
+//! range first, and then for those beside the best one. Narrower ranges have less to round and clip more, so that the
+//! error falls and then rises: where it is well above the least so far, no later one is tried. The sums of a lane are
+//! added in the order of its weights, so that every instruction set has the same.
 
 use multiversion::multiversion;
 
 use super::codecs::{Codec, Fit};
 
 /// Channels side by side.
-pub(super) const LANES: usize = 8;
+pub(super) const LANES: usize = 16;
 
 /// Steps of the search for a scale, and the smallest part of the whole range that is tried.
 const STEPS: usize = 24;
 const NARROWEST: f32 = 0.4;
 
-/// Scales that are tried in one pass.
-const TOGETHER: usize = 4;
+/// How far apart the scales are that are tried first, and how much more than the least an error is that only grows from there.
+/// The best of all scales is 0.005 dB better on normal and heavy-tailed weights, 0.014 dB on even ones.
+const STRIDE: usize = 3;
+const WORSE: f64 = 1.25;
+
+/// For fewer weights all scales are tried: their errors rise and fall.
+const FEW: usize = 32;
 
 /// Weights whose squared errors are added in f32; the sums of more are added in f64.
 const ADDED: usize = 256;
@@ -48,6 +54,11 @@ impl Ruler {
         Self { codec, thresholds: thresholds.collect(), levels }
     }
 
+    /// Whether levels are counted from zero points.
+    pub fn has_zero_point(&self) -> bool {
+        self.codec.has_zero_point()
+    }
+
     /// Finds the scales of some weights, and their levels less the zero points.
     pub fn measure(&self, weights: &[[f32; LANES]], levels: &mut [[i8; LANES]]) -> Grids {
         match self.codec.fit {
@@ -58,7 +69,7 @@ impl Ruler {
 
     fn steps(&self) -> Steps {
         let (lowest, highest) = (f32::from(self.levels[0]), f32::from(self.levels[self.levels.len() - 1]));
-        Steps { lowest, highest, has_zero: self.codec.has_zero_point() }
+        Steps { lowest, highest, has_zero: self.has_zero_point() }
     }
 
     fn by_lane(&self, weights: &[[f32; LANES]], levels: &mut [[i8; LANES]]) -> Grids {
@@ -118,131 +129,142 @@ struct Steps {
     has_zero: bool,
 }
 
-/// One of the grids to try, in each lane.
-#[derive(Clone, Copy)]
-struct Tried {
+/// The scales that take in all weights, and the integers that there are from each zero point on: narrower ranges have the same.
+struct Whole {
     scale: [f32; LANES],
     zero: [f32; LANES],
+    lowest: [f32; LANES],
+    highest: [f32; LANES],
 }
 
 impl Steps {
-    /// The grid of a part of the range from `min` ≤ 0 to `max` ≥ 0.
     #[inline(always)]
-    fn grid(self, step: usize, min: &[f32; LANES], max: &[f32; LANES]) -> Tried {
-        let part = 1.0 - (1.0 - NARROWEST) * step as f32 / STEPS as f32;
-        let top = self.highest;
-        let mut grid = Tried { scale: [1.0; LANES], zero: [0.0; LANES] };
-        for lane in 0..LANES {
-            let (min, max) = (part * min[lane], part * max[lane]);
-            let scale = if self.has_zero { max / top - min / top } else { larger(-min, max) / top };
-            if scale == 0.0 && min == max {
-                continue;
-            }
-            grid.scale[lane] = larger(scale, f32::MIN_POSITIVE);
-            if self.has_zero {
-                grid.zero[lane] = nearest(clamped(-min / grid.scale[lane], 0.0, top));
-            }
-        }
-        grid
-    }
-
-    /// The integers that a grid has, less its zero points.
-    #[inline(always)]
-    fn ends(self, grid: &Tried) -> ([f32; LANES], [f32; LANES]) {
-        let (mut lowest, mut highest) = ([0.0; LANES], [0.0; LANES]);
-        for lane in 0..LANES {
-            lowest[lane] = self.lowest - grid.zero[lane];
-            highest[lane] = self.highest - grid.zero[lane];
-        }
-        (lowest, highest)
-    }
-
-    /// Sums of the squared errors on these grids, and the part of the last one's that the weights have which lie beyond its
-    /// ends, and will be beyond those of all narrower ones: a zero point that is rounded can shift the ends by a step.
-    #[inline(always)]
-    fn errors(
-        self,
-        weights: &[[f32; LANES]],
-        grids: &[Tried; TOGETHER],
-    ) -> ([[f64; LANES]; TOGETHER], [f64; LANES]) {
-        let slack = if self.has_zero { 1.0 } else { 0.0 };
-        let (mut lowest, mut highest) = ([[0.0; LANES]; TOGETHER], [[0.0; LANES]; TOGETHER]);
-        let mut reciprocal = [[0.0; LANES]; TOGETHER];
-        for i in 0..TOGETHER {
-            (lowest[i], highest[i]) = self.ends(&grids[i]);
+    fn whole(self, weights: &[[f32; LANES]]) -> Whole {
+        let (mut min, mut max) = ([0.0; LANES], [0.0; LANES]);
+        for w in weights {
             for lane in 0..LANES {
-                reciprocal[i][lane] = 1.0 / grids[i].scale[lane];
+                min[lane] = smaller(w[lane], min[lane]);
+                max[lane] = larger(w[lane], max[lane]);
             }
         }
-        let (mut errors, mut clipped) = ([[0.0; LANES]; TOGETHER], [0.0; LANES]);
-        for weights in weights.chunks(ADDED) {
-            let (mut sums, mut beyond) = ([[0.0_f32; LANES]; TOGETHER], [0.0_f32; LANES]);
-            for w in weights {
-                for i in 0..TOGETHER {
-                    for lane in 0..LANES {
-                        let t = w[lane] * reciprocal[i][lane];
-                        let error = nearest(clamped(t, lowest[i][lane], highest[i][lane])) - t;
-                        sums[i][lane] += error * error;
-                    }
-                }
-                let last = TOGETHER - 1;
-                for lane in 0..LANES {
-                    let t = w[lane] * reciprocal[last][lane];
-                    let error = clamped(t, lowest[last][lane] - slack, highest[last][lane] + slack) - t;
-                    beyond[lane] += error * error;
-                }
+        let (mut scale, mut zero) = ([0.0; LANES], [0.0; LANES]);
+        if self.has_zero {
+            for lane in 0..LANES {
+                scale[lane] = larger(max[lane] / self.highest - min[lane] / self.highest, f32::MIN_POSITIVE);
             }
             for lane in 0..LANES {
-                let square = |i: usize| f64::from(grids[i].scale[lane]) * f64::from(grids[i].scale[lane]);
-                for i in 0..TOGETHER {
-                    errors[i][lane] += f64::from(sums[i][lane]) * square(i);
-                }
-                clipped[lane] += f64::from(beyond[lane]) * square(TOGETHER - 1);
+                zero[lane] = nearest(clamped(-min[lane] / scale[lane], 0.0, self.highest));
+            }
+        } else {
+            for lane in 0..LANES {
+                scale[lane] = larger(larger(-min[lane], max[lane]) / self.highest, f32::MIN_POSITIVE);
             }
         }
-        (errors, clipped)
+        let (lowest, highest) = (zero.map(|zero| self.lowest - zero), zero.map(|zero| self.highest - zero));
+        Whole { scale, zero, lowest, highest }
     }
 }
 
-/// The scale of the least squared error in each lane, the first of those with the same, and the levels.
-#[multiversion(targets("x86_64+avx2"))]
-fn measure_steps(steps: Steps, weights: &[[f32; LANES]], levels: &mut [[i8; LANES]]) -> Grids {
-    let (mut min, mut max) = ([0.0; LANES], [0.0; LANES]);
-    for w in weights {
+impl Whole {
+    /// The scales of some steps of the search.
+    #[inline(always)]
+    fn scale(&self, step: &[f32; LANES]) -> [f32; LANES] {
+        let mut scale = [0.0; LANES];
         for lane in 0..LANES {
-            min[lane] = smaller(w[lane], min[lane]);
-            max[lane] = larger(w[lane], max[lane]);
+            let part = 1.0 - (1.0 - NARROWEST) / STEPS as f32 * step[lane];
+            scale[lane] = larger(part * self.scale[lane], f32::MIN_POSITIVE);
         }
+        scale
     }
-    let (mut best, mut noise) = (steps.grid(0, &min, &max), [f64::INFINITY; LANES]);
-    for first in (0..STEPS).step_by(TOGETHER) {
-        let mut grids = [best; TOGETHER];
-        for (i, grid) in grids.iter_mut().enumerate() {
-            *grid = steps.grid(first + i, &min, &max);
-        }
-        let (errors, clipped) = steps.errors(weights, &grids);
-        let mut open = 0;
+
+    /// Sums of the squared errors on a scale. One scale at a time, so that the compiler makes vectors of the lanes.
+    #[inline(always)]
+    fn errors(&self, weights: &[[f32; LANES]], scale: &[f32; LANES]) -> [f64; LANES] {
+        let mut reciprocal = [0.0; LANES];
         for lane in 0..LANES {
-            for (grid, errors) in grids.iter().zip(&errors) {
-                if errors[lane] < noise[lane] {
-                    noise[lane] = errors[lane];
-                    (best.scale[lane], best.zero[lane]) = (grid.scale[lane], grid.zero[lane]);
+            reciprocal[lane] = 1.0 / scale[lane];
+        }
+        let mut all = [0.0; LANES];
+        for weights in weights.chunks(ADDED) {
+            let mut sums = [0.0_f32; LANES];
+            for w in weights {
+                for lane in 0..LANES {
+                    let t = w[lane] * reciprocal[lane];
+                    let error = nearest(clamped(t, self.lowest[lane], self.highest[lane])) - t;
+                    sums[lane] += error * error;
                 }
             }
-            open += usize::from(clipped[lane] < noise[lane]);
+            for lane in 0..LANES {
+                all[lane] += f64::from(sums[lane]) * (f64::from(scale[lane]) * f64::from(scale[lane]));
+            }
         }
-        if open == 0 {
+        all
+    }
+}
+
+/// The scale of the least squared error in each lane, and the levels.
+#[multiversion(targets("x86_64+avx2"))]
+fn measure_steps(steps: Steps, weights: &[[f32; LANES]], levels: &mut [[i8; LANES]]) -> Grids {
+    let whole = steps.whole(weights);
+    let mut best = Best { step: [0.0; LANES], noise: [f64::INFINITY; LANES] };
+    let stride = if weights.len() < FEW { 1 } else { STRIDE };
+    for step in (0..STEPS).step_by(stride) {
+        let tried = [step as f32; LANES];
+        let errors = whole.errors(weights, &whole.scale(&tried));
+        if stride > 1 && best.is_beyond(&errors) {
             break;
         }
+        best.compare(&tried, &errors);
     }
-    let (lowest, highest) = steps.ends(&best);
+    let found = best.step;
+    for beside in 1..stride {
+        for direction in [-1.0, 1.0] {
+            let mut tried = found;
+            for step in &mut tried {
+                *step = clamped(*step + direction * beside as f32, 0.0, (STEPS - 1) as f32);
+            }
+            best.compare(&tried, &whole.errors(weights, &whole.scale(&tried)));
+        }
+    }
+    let mut scale = whole.scale(&best.step);
     for (w, levels) in weights.iter().zip(levels) {
         for lane in 0..LANES {
-            let t = clamped(w[lane] / best.scale[lane], lowest[lane], highest[lane]);
+            let t = clamped(w[lane] / scale[lane], whole.lowest[lane], whole.highest[lane]);
             levels[lane] = (t + ROUNDER).to_bits() as i32 as i8;
         }
     }
-    Grids { scale: best.scale, zero: best.zero.map(|zero| zero as i8), noise }
+    for lane in 0..LANES {
+        let nothing = whole.scale[lane] == f32::MIN_POSITIVE && best.noise[lane] == 0.0;
+        scale[lane] = if nothing { 1.0 } else { scale[lane] };
+    }
+    Grids { scale, zero: whole.zero.map(|zero| zero as i8), noise: best.noise }
+}
+
+/// The steps of the search with the least squared errors so far.
+struct Best {
+    step: [f32; LANES],
+    noise: [f64; LANES],
+}
+
+impl Best {
+    #[inline(always)]
+    fn compare(&mut self, step: &[f32; LANES], noise: &[f64; LANES]) {
+        for lane in 0..LANES {
+            let better = noise[lane] < self.noise[lane];
+            self.step[lane] = if better { step[lane] } else { self.step[lane] };
+            self.noise[lane] = if better { noise[lane] } else { self.noise[lane] };
+        }
+    }
+
+    /// Whether all of these errors are well above the least.
+    #[inline(always)]
+    fn is_beyond(&self, noise: &[f64; LANES]) -> bool {
+        let mut near = 0;
+        for lane in 0..LANES {
+            near |= u64::from(noise[lane] < WORSE * self.noise[lane]);
+        }
+        near == 0
+    }
 }
 
 #[inline(always)]
@@ -278,28 +300,22 @@ mod tests {
             .map(|i| {
                 let (a, b, c) = (even(i, 0), even(i, 1), even(i, 2));
                 let bell = a + b + c;
-                [
-                    bell,
-                    a,
-                    bell.powi(5),
-                    a.abs() + 0.1,
-                    -b.abs() * 1e30,
-                    0.0,
-                    c * 1e-39,
-                    if i == 0 { 3.0 } else { 0.01 * a },
-                ]
+                let peak = if i == 0 { 3.0 } else { 0.01 * a };
+                let kinds = [bell, a, bell.powi(5), a.abs() + 0.1, -b.abs() * 1e30, 0.0, c * 1e-39, peak];
+                std::array::from_fn(|lane| {
+                    kinds[lane % kinds.len()] * if lane < kinds.len() { 1.0 } else { -0.7 }
+                })
             })
             .collect()
     }
 
     /// The least squared error of all scales, by definition.
     fn least(steps: Steps, weights: &[f32]) -> f64 {
-        let extreme = |pick: fn(f32, f32) -> f32| weights.iter().fold(0.0, |a, &b| pick(a, b));
-        let (min, max) = ([extreme(f32::min); LANES], [extreme(f32::max); LANES]);
+        let alone: Vec<_> = weights.iter().map(|&w| [w; LANES]).collect();
+        let whole = steps.whole(&alone);
         let errors = (0..STEPS).map(|step| {
-            let grid = steps.grid(step, &min, &max);
-            let (scale, zero) = (f64::from(grid.scale[0]), f64::from(grid.zero[0]));
-            let (lowest, highest) = (f64::from(steps.lowest) - zero, f64::from(steps.highest) - zero);
+            let scale = f64::from(whole.scale(&[step as f32; LANES])[0]);
+            let (lowest, highest) = (f64::from(whole.lowest[0]), f64::from(whole.highest[0]));
             let error = |&w: &f32| {
                 let w = f64::from(w);
                 ((w / scale).round_ties_even().clamp(lowest, highest) * scale - w).powi(2)
@@ -328,7 +344,9 @@ mod tests {
                     let close = |a: f64, b: f64| (a - b).abs() <= 1e-4 * b + 1e-12 * power;
                     let place =
                         format!("{} {count} {lane}: {exact} {} {least}", codec.name, found.noise[lane]);
-                    assert!(close(exact, least) && close(found.noise[lane], exact), "{place}");
+                    assert!(close(found.noise[lane], exact), "{place}");
+                    // 0.1 dB.
+                    assert!(exact <= 1.023 * least + 1e-12 * power, "{place}");
                     let ends = codec.sorted()[0] - found.zero[lane]..=codec.sorted()[15] - found.zero[lane];
                     assert!(levels.iter().all(|level| ends.contains(&level[lane])), "{place}");
                 }
@@ -344,7 +362,10 @@ mod tests {
         for lane in 0..LANES {
             let column: Vec<f32> = weights.iter().map(|w| w[lane]).collect();
             let largest = column.iter().fold(0.0, |largest: f32, w| largest.max(w.abs()));
-            assert!(found.noise[lane] <= ruler.error(&column, largest / 64.0), "{lane}");
+            assert!(
+                found.noise[lane] <= ruler.error(&column, (largest / 64.0).max(f32::MIN_POSITIVE)),
+                "{lane}"
+            );
         }
     }
 }

@@ -38,8 +38,11 @@ impl Encoded {
             return;
         }
         for (column, k) in columns.iter_mut().zip(inputs) {
-            let start = k * self.layout.channels + channels.start;
-            column[..channels.len()].copy_from_slice(&levels[start..start + channels.len()]);
+            let levels = &levels[k * self.layout.channels + channels.start..];
+            match levels.first_chunk() {
+                Some(levels) if channels.len() == GROUP => *column = *levels,
+                _ => column[..channels.len()].copy_from_slice(&levels[..channels.len()]),
+            }
         }
     }
 
@@ -243,14 +246,13 @@ fn blocked_codes(encoded: &Encoded) -> TensorProto {
     let groups = codes.as_mut().par_chunks_mut((GROUP * row).max(1)).enumerate();
     groups.for_each(|(group, codes)| {
         let first = group * GROUP;
-        let mut columns = vec![[0; GROUP]; block];
+        let (count, mut zeros) = (codes.len() / row, [0; GROUP]);
+        let (mut columns, mut pairs) = (vec![[0; GROUP]; block], vec![[0; GROUP]; half]);
         for b in 0..blocks {
-            let zero = |c: usize| encoded.zero_of((first + c) * blocks + b) + shift;
-            let count = codes.len() / row;
             encoded.columns((first..first + count, b * block), &mut columns);
-            let mut zeros = [0; GROUP];
-            (0..count).for_each(|c| zeros[c] = zero(c));
-            let mut pairs = vec![[0; GROUP]; half];
+            for (c, zero) in zeros[..count].iter_mut().enumerate() {
+                *zero = encoded.zero_of((first + c) * blocks + b) + shift;
+            }
             for (pair, [low, high]) in pairs.iter_mut().zip(columns.as_chunks().0) {
                 for c in 0..GROUP {
                     pair[c] = (low[c] + zeros[c]) as u8 | ((high[c] + zeros[c]) as u8) << 4;
