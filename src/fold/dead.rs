@@ -13,7 +13,7 @@ use crate::model::is_default_domain;
 /// The pass.
 pub(super) fn dead(graph: &Graph) -> Result<Changes> {
     let mut changes = Changes::default();
-    let mut read: HashSet<&str> = HashSet::new();
+    let mut read: HashSet<&str> = HashSet::with_capacity(graph.nodes().len());
     for (id, node) in graph.nodes().iter().enumerate().rev() {
         let needed = |output: &String| graph.is_output(output) || read.contains(output.as_str());
         let used = node.output.iter().filter(|o| !o.is_empty()).any(needed);

@@ -7,6 +7,9 @@
 //! Equal constants count as the same input even before they are merged. They are merged last, because the folds rewrite
 //! weights in place where only one node reads them.
 
+use std::hash::BuildHasher;
+
+use foldhash::fast::FixedState;
 use foldhash::{HashMap, HashMapExt};
 
 use prost::Message;
@@ -48,16 +51,18 @@ struct Expression<'m> {
 /// The pass over nodes.
 pub(super) fn nodes(graph: &Graph) -> Result<Changes> {
     let mut same = equal_constants(graph);
-    let mut seen: HashMap<Expression, NodeId> = HashMap::new();
+    // Under a digest of its expression: nodes with another expression and the same digest are left alone.
+    let mut seen: HashMap<u64, NodeId> = HashMap::with_capacity(graph.nodes().len());
+    let digests = FixedState::default();
     let mut changes = Changes::default();
     // The outputs of the nodes that were renamed after one of their duplicates.
     let mut renamed: HashMap<NodeId, Vec<String>> = HashMap::new();
     for (id, node) in graph.nodes().iter().enumerate() {
         let Some(expression) = expression(node, &same) else { continue };
-        let Some(&kept) = seen.get(&expression) else {
-            seen.insert(expression, id);
+        let kept = *seen.entry(digests.hash_one(&expression)).or_insert(id);
+        if kept == id || self::expression(graph.node(kept), &same).as_ref() != Some(&expression) {
             continue;
-        };
+        }
         let names = renamed.get(&kept).unwrap_or(&graph.node(kept).output);
         let Some(names) = names_for_both(graph, names, &node.output) else { continue };
         let originals = &graph.node(kept).output;

@@ -62,7 +62,10 @@ impl Ruler {
     /// Finds the scales of some weights, and their levels less the zero points.
     pub fn measure(&self, weights: &[[f32; LANES]], levels: &mut [[i8; LANES]]) -> Grids {
         match self.codec.fit {
-            Fit::Symmetric | Fit::Asymmetric => measure_steps(self.steps(), weights, levels),
+            Fit::Symmetric | Fit::Asymmetric if weights.len() < FEW => {
+                measure_steps::<1>(self.steps(), weights, levels)
+            }
+            Fit::Symmetric | Fit::Asymmetric => measure_steps::<STRIDE>(self.steps(), weights, levels),
             Fit::AbsMax | Fit::MeanMagnitude | Fit::Octave => self.by_lane(weights, levels),
         }
     }
@@ -176,68 +179,95 @@ impl Whole {
         }
         scale
     }
+}
 
-    /// Sums of the squared errors on a scale. One scale at a time, so that the compiler makes vectors of the lanes.
-    #[inline(always)]
-    fn errors(&self, weights: &[[f32; LANES]], scale: &[f32; LANES]) -> [f64; LANES] {
-        let mut reciprocal = [0.0; LANES];
+/// Sums of the squared errors on a scale.
+fn errors(whole: &Whole, weights: &[[f32; LANES]], scale: &[f32; LANES]) -> [f64; LANES] {
+    let reciprocal = scale.map(|scale| 1.0 / scale);
+    let mut all = [0.0; LANES];
+    for weights in weights.chunks(ADDED) {
+        let sums = squares(weights, &reciprocal, &whole.lowest, &whole.highest);
         for lane in 0..LANES {
-            reciprocal[lane] = 1.0 / scale[lane];
+            all[lane] += f64::from(sums[lane]) * (f64::from(scale[lane]) * f64::from(scale[lane]));
         }
-        let mut all = [0.0; LANES];
-        for weights in weights.chunks(ADDED) {
-            let mut sums = [0.0_f32; LANES];
-            for w in weights {
-                for lane in 0..LANES {
-                    let t = w[lane] * reciprocal[lane];
-                    let error = nearest(clamped(t, self.lowest[lane], self.highest[lane])) - t;
-                    sums[lane] += error * error;
-                }
-            }
-            for lane in 0..LANES {
-                all[lane] += f64::from(sums[lane]) * (f64::from(scale[lane]) * f64::from(scale[lane]));
-            }
-        }
-        all
     }
+    all
+}
+
+/// Sums of the squared errors in steps of a scale. A function of its own: where sums of f64 are near, the compiler makes
+/// vectors of half the lanes.
+#[multiversion(targets("x86_64+avx2"))]
+fn squares(
+    weights: &[[f32; LANES]],
+    reciprocal: &[f32; LANES],
+    lowest: &[f32; LANES],
+    highest: &[f32; LANES],
+) -> [f32; LANES] {
+    let (reciprocal, lowest, highest) = (*reciprocal, *lowest, *highest);
+    let mut sums = [0.0; LANES];
+    for w in weights {
+        for lane in 0..LANES {
+            let t = w[lane] * reciprocal[lane];
+            let error = nearest(clamped(t, lowest[lane], highest[lane])) - t;
+            sums[lane] += error * error;
+        }
+    }
+    sums
 }
 
 /// The scale of the least squared error in each lane, and the levels.
 #[multiversion(targets("x86_64+avx2"))]
-fn measure_steps(steps: Steps, weights: &[[f32; LANES]], levels: &mut [[i8; LANES]]) -> Grids {
+fn measure_steps<const STRIDE: usize>(
+    steps: Steps,
+    weights: &[[f32; LANES]],
+    levels: &mut [[i8; LANES]],
+) -> Grids {
     let whole = steps.whole(weights);
     let mut best = Best { step: [0.0; LANES], noise: [f64::INFINITY; LANES] };
-    let stride = if weights.len() < FEW { 1 } else { STRIDE };
-    for step in (0..STEPS).step_by(stride) {
+    for step in (0..STEPS).step_by(STRIDE) {
         let tried = [step as f32; LANES];
-        let errors = whole.errors(weights, &whole.scale(&tried));
-        if stride > 1 && best.is_beyond(&errors) {
+        let of_scale = errors(&whole, weights, &whole.scale(&tried));
+        if STRIDE > 1 && best.is_beyond(&of_scale) {
             break;
         }
-        best.compare(&tried, &errors);
+        best.compare(&tried, &of_scale);
     }
     let found = best.step;
-    for beside in 1..stride {
+    for beside in 1..STRIDE {
         for direction in [-1.0, 1.0] {
             let mut tried = found;
             for step in &mut tried {
                 *step = clamped(*step + direction * beside as f32, 0.0, (STEPS - 1) as f32);
             }
-            best.compare(&tried, &whole.errors(weights, &whole.scale(&tried)));
+            best.compare(&tried, &errors(&whole, weights, &whole.scale(&tried)));
         }
     }
     let mut scale = whole.scale(&best.step);
-    for (w, levels) in weights.iter().zip(levels) {
-        for lane in 0..LANES {
-            let t = clamped(w[lane] / scale[lane], whole.lowest[lane], whole.highest[lane]);
-            levels[lane] = (t + ROUNDER).to_bits() as i32 as i8;
-        }
-    }
+    round(weights, &scale, &whole, levels);
     for lane in 0..LANES {
         let nothing = whole.scale[lane] == f32::MIN_POSITIVE && best.noise[lane] == 0.0;
         scale[lane] = if nothing { 1.0 } else { scale[lane] };
     }
     Grids { scale, zero: whole.zero.map(|zero| zero as i8), noise: best.noise }
+}
+
+/// The integers nearest to weights in steps of a scale. They are made narrow apart: together with that, the compiler makes
+/// vectors of rows, which lie far from each other.
+#[multiversion(targets("x86_64+avx2"))]
+fn round(weights: &[[f32; LANES]], scale: &[f32; LANES], whole: &Whole, levels: &mut [[i8; LANES]]) {
+    const ROWS: usize = 32;
+    let (scale, lowest, highest) = (*scale, whole.lowest, whole.highest);
+    let mut wide = [[0.0_f32; LANES]; ROWS];
+    for (weights, levels) in weights.chunks(ROWS).zip(levels.chunks_mut(ROWS)) {
+        for (w, wide) in weights.iter().zip(&mut wide) {
+            for lane in 0..LANES {
+                wide[lane] = clamped(w[lane] / scale[lane], lowest[lane], highest[lane]) + ROUNDER;
+            }
+        }
+        for (level, wide) in levels.as_flattened_mut().iter_mut().zip(wide.as_flattened()) {
+            *level = wide.to_bits() as i8;
+        }
+    }
 }
 
 /// The steps of the search with the least squared errors so far.
