@@ -38,10 +38,14 @@ MENU = """DEFAULT tests
 PROMPT 0
 LABEL tests
   KERNEL /vmlinuz
-  APPEND initrd=/initrd.gz console=ttyS0 loglevel=7 panic=0 nokaslr mitigations=off acpi=off lpj=100000 \
-random.trust_cpu=on noxsaves clearcpuid=xsaves,xsavec,pku -- {arguments}
+  APPEND initrd=/initrd.gz {options} -- {arguments}
 """
-# The sizes that Bochs tells of compacted register areas are not those that Linux checks for.
+OPTIONS = (
+    "console=ttyS0 loglevel=7 panic=0 nokaslr mitigations=off acpi=off lpj=100000 "
+    "random.trust_cpu=on noxsaves clearcpuid=xsaves,xsavec,pku"
+)
+"""The last ones, since the sizes that Bochs tells of compacted register areas are not those that
+Linux checks for."""
 
 MACHINE = """plugin_ctrl: serial=1, speaker=0, parallel=0, gameport=0
 cpu: model=corei7_skylake_x, ips=50000000, count=1
@@ -91,14 +95,30 @@ def make_image(folder: Path, program: Path, kernel: Path, arguments: list[str]) 
     (disc / "isolinux").mkdir(parents=True)
     for file in LOADER:
         shutil.copy(file, disc / "isolinux")
-    (disc / "isolinux" / "isolinux.cfg").write_text(MENU.format(arguments=" ".join(arguments)))
+    (disc / "isolinux" / "isolinux.cfg").write_text(
+        MENU.format(options=OPTIONS, arguments=" ".join(arguments))
+    )
     shutil.copy(kernel, disc / "vmlinuz")
     files = entry("dev", 0o040755) + entry("dev/console", 0o020600, device=(5, 1))
     files += entry("tmp", 0o040777) + entry("init", 0o100755, program.read_bytes())
     files += entry("TRAILER!!!", 0)
     (disc / "initrd.gz").write_bytes(gzip.compress(files, 1))
-    command = ["genisoimage", "-quiet", "-o", str(folder / "boot.iso"), "-b", "isolinux/isolinux.bin"]
-    command += ["-c", "isolinux/boot.cat", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"]
+    command = [
+        "genisoimage",
+        "-quiet",
+        "-o",
+        str(folder / "boot.iso"),
+        "-b",
+        "isolinux/isolinux.bin",
+    ]
+    command += [
+        "-c",
+        "isolinux/boot.cat",
+        "-no-emul-boot",
+        "-boot-load-size",
+        "4",
+        "-boot-info-table",
+    ]
     subprocess.run([*command, str(disc)], check=True)
 
 

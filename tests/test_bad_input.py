@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import rustq
+import test_many_nodes as many_nodes
 from builders import Feed, Net, random_feeds, run
 from onnx import TensorProto, helper, numpy_helper
 from rustq import cli
@@ -195,6 +197,29 @@ def test_weights_that_do_not_fill_their_shape_are_named(dims: list[int], size: i
     one_line(raised)
 
 
+def test_nodes_without_an_operator() -> None:
+    """Two bytes of a file each."""
+    model = with_weights(hostile([4, 4], bytes(64)), "MatMul")
+    graph = b"\x0a\x00" * 200_000 + model.graph.SerializeToString()
+    model.ClearField("graph")
+    content = model.SerializeToString() + many_nodes.field(7, graph)
+    for verb in (rustq.fold, rustq.quantize):
+        started = time.process_time()
+        with pytest.raises(rustq.ModelError, match="node 0, '', has no operator") as raised:
+            verb(content)
+        assert time.process_time() - started < 2
+        one_line(raised)
+
+
+def test_more_dimensions_than_arrays_have() -> None:
+    started = time.process_time()
+    with pytest.raises(rustq.ModelError) as raised:
+        rustq.quantize(with_weights(hostile([1] * 1_000_000, bytes(4)), "MatMul"))
+    one_line(raised, "'w'", "1000000 dimensions")
+    assert time.process_time() - started < 2
+    rustq.quantize(with_weights(hostile([1] * 64, bytes(4)), "MatMul"))
+
+
 def test_two_weights_of_one_name() -> None:
     model = with_weights(hostile([4, 4], bytes(64)), "MatMul")
     model.graph.initializer.append(hostile([4, 4], bytes(64)))
@@ -270,12 +295,14 @@ def calling(levels: int, calls: int) -> onnx.ModelProto:
     own = [helper.make_opsetid("own", 1), helper.make_opsetid("", 17)]
     names = [f"f{level}" for level in range(levels)]
     functions = [
-        helper.make_function("own", names[0], ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], own)
+        helper.make_function(
+            "own", names[0], ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], own
+        )
     ]
-    for inner, name in zip(names, names[1:], strict=False):
+    for inner, name in itertools.pairwise(names):
         values = ["a", *(f"v{k}" for k in range(calls - 1)), "b"]
         nodes = [
-            helper.make_node(inner, [x], [y], domain="own") for x, y in zip(values, values[1:], strict=False)
+            helper.make_node(inner, [x], [y], domain="own") for x, y in itertools.pairwise(values)
         ]
         functions.append(helper.make_function("own", name, ["a"], ["b"], nodes, own))
     net = Net()

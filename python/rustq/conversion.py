@@ -9,8 +9,8 @@ from rustq.folding import folded
 __all__ = ["at_least", "inlined"]
 
 LEAST, SHARE = 1 << 24, 4
-"""Bytes that functions in the place of their calls may take: the first number and so many times those
-of the model, since a small file must not ask for a large one."""
+"""Bytes that functions in the place of their calls may take: the first number and so many times
+those of the model, since a small file must not ask for a large one."""
 
 
 def inlined(model: _rustq.Model) -> _rustq.Model:

@@ -24,16 +24,19 @@ const READ_BY_RULES: &[&str] = &[
 ];
 
 impl Graph<'_> {
-    /// Checks that every value is made once, that nodes stand behind the nodes they read from, and that the ones we
-    /// rewrite have inputs and outputs.
+    /// Checks that every value is made once, that nodes have an operator and stand behind the nodes they read from, that the
+    /// ones we rewrite have inputs and outputs, and that initializers are tensors of a kind that others can read.
     ///
     /// # Errors
-    /// [`Error::Model`], naming the node.
+    /// [`Error::Model`] or [`Error::Tensor`], naming the node or the initializer.
     pub fn check(&self) -> Result<()> {
         self.check_initializers()?;
         let mut made = vec![false; self.values.count()];
         let (mut all_read, mut all_made) = (self.values.read(), self.values.made());
-        for node in self.nodes() {
+        for (id, node) in self.nodes().iter().enumerate() {
+            if node.op_type().is_empty() {
+                return Err(Error::Model(format!("node {id}, '{}', has no operator", node.label())));
+            }
             for (name, value) in named(&node.input).zip(&mut all_read) {
                 if self.values.at(value).producer.is_some() && !made[value] {
                     return Err(Error::Model(format!(
@@ -59,10 +62,15 @@ impl Graph<'_> {
         Ok(())
     }
 
-    /// Checks that no two initializers of one name differ.
+    /// Checks that no two initializers of one name differ, and that none has more dimensions than an array of NumPy can.
     fn check_initializers(&self) -> Result<()> {
+        const MOST: usize = 64;
         let mut first = HashMap::new();
         for tensor in &self.proto.initializer {
+            if tensor.dims.len() > MOST {
+                let reason = format!("it has {} dimensions; at most {MOST} are read", tensor.dims.len());
+                return Err(Error::tensor(tensor.name(), reason));
+            }
             let known = *first.entry(tensor.name()).or_insert(tensor);
             if !std::ptr::eq(known, tensor) && known != tensor {
                 return Err(Error::tensor(tensor.name(), "two different initializers have this name"));
