@@ -251,21 +251,19 @@ fn measure_steps<const STRIDE: usize>(
     Grids { scale, zero: whole.zero.map(|zero| zero as i8), noise: best.noise }
 }
 
-/// The integers nearest to weights in steps of a scale. They are made narrow apart: together with that, the compiler makes
-/// vectors of rows, which lie far from each other.
+/// The integers nearest to weights in steps of a scale.
 #[multiversion(targets("x86_64+avx2"))]
 fn round(weights: &[[f32; LANES]], scale: &[f32; LANES], whole: &Whole, levels: &mut [[i8; LANES]]) {
-    const ROWS: usize = 32;
     let (scale, lowest, highest) = (*scale, whole.lowest, whole.highest);
-    let mut wide = [[0.0_f32; LANES]; ROWS];
-    for (weights, levels) in weights.chunks(ROWS).zip(levels.chunks_mut(ROWS)) {
-        for (w, wide) in weights.iter().zip(&mut wide) {
-            for lane in 0..LANES {
-                wide[lane] = clamped(w[lane] / scale[lane], lowest[lane], highest[lane]) + ROUNDER;
-            }
+    let mut wide = [0.0_f32; LANES];
+    for (w, levels) in weights.iter().zip(levels) {
+        for lane in 0..LANES {
+            wide[lane] = clamped(w[lane] / scale[lane], lowest[lane], highest[lane]) + ROUNDER;
         }
-        for (level, wide) in levels.as_flattened_mut().iter_mut().zip(wide.as_flattened()) {
-            *level = wide.to_bits() as i8;
+        // Rows lie far from each other, and the compiler would make vectors of them.
+        std::hint::black_box(&mut wide);
+        for lane in 0..LANES {
+            levels[lane] = wide[lane].to_bits() as i8;
         }
     }
 }
