@@ -244,9 +244,10 @@ fn measure_steps<const STRIDE: usize>(
     }
     let mut scale = whole.scale(&best.step);
     round(weights, &scale, &whole, levels);
-    for lane in 0..LANES {
-        let nothing = whole.scale[lane] == f32::MIN_POSITIVE && best.noise[lane] == 0.0;
-        scale[lane] = if nothing { 1.0 } else { scale[lane] };
+    for (lane, scale) in scale.iter_mut().enumerate() {
+        if whole.scale[lane] == f32::MIN_POSITIVE && best.noise[lane] == 0.0 {
+            *scale = 1.0;
+        }
     }
     Grids { scale, zero: whole.zero.map(|zero| zero as i8), noise: best.noise }
 }
@@ -288,8 +289,8 @@ impl Best {
     #[inline(always)]
     fn is_beyond(&self, noise: &[f64; LANES]) -> bool {
         let mut near = 0;
-        for lane in 0..LANES {
-            near |= u64::from(noise[lane] < WORSE * self.noise[lane]);
+        for (noise, least) in noise.iter().zip(&self.noise) {
+            near |= u64::from(*noise < WORSE * least);
         }
         near == 0
     }
