@@ -2,10 +2,10 @@
 
     python scripts/avx512_under_bochs.py [--kernel /boot/vmlinuz-…] [--seconds 3600] [FILTER ...]
 
-qemu emulates no AVX-512, and Bochs does, but whole machines only. So the tests are built as one
-static program, which a Linux kernel runs as its first and only process: they are put on an image of
-a CD, the machine boots from it, and what is printed arrives over a serial line. It takes some
-minutes for a few seconds of work.
+qemu emulates no AVX-512, and Bochs does, but whole machines only. So the tests are built as a
+static program and put on an image of a CD with a Linux kernel, whose first process runs them: the
+machine boots from it, and what is printed arrives over a serial line. It takes some minutes for a
+few seconds of work.
 
 Debian: apt install bochs bochsbios vgabios isolinux genisoimage linux-image-cloud-amd64. Nothing of
 it needs to be root; the kernel may also be taken out of its package with `dpkg -x`.
@@ -31,6 +31,19 @@ LOADER = (
     Path("/usr/lib/syslinux/modules/bios/ldlinux.c32"),
 )
 FILTERS = ["kernels", "low_bit", "correct"]
+OVER = "the tests ended with"
+INIT = f"""
+fn main() {{
+    let arguments = std::env::args().skip(1);
+    let status = std::process::Command::new("/tests").args(arguments).status();
+    println!("{OVER} {{status:?}}");
+    loop {{
+        std::thread::park();
+    }}
+}}
+"""
+"""The first process, which must not end."""
+
 FEATURE = "AVX-512 ZMM_Hi256"
 """What the kernel says when it lets programs have the registers."""
 
@@ -89,6 +102,14 @@ def _filled(part: bytes) -> bytes:
     return part + bytes(-len(part) % 4)
 
 
+def first_process(folder: Path) -> Path:
+    """Builds it."""
+    program = folder / "init"
+    command = ["rustc", "-C", "target-feature=+crt-static", "-o", str(program), "-"]
+    subprocess.run(command, input=INIT, text=True, check=True)
+    return program
+
+
 def make_image(folder: Path, program: Path, kernel: Path, arguments: list[str]) -> None:
     """Writes `boot.iso`."""
     disc = folder / "disc"
@@ -100,7 +121,8 @@ def make_image(folder: Path, program: Path, kernel: Path, arguments: list[str]) 
     )
     shutil.copy(kernel, disc / "vmlinuz")
     files = entry("dev", 0o040755) + entry("dev/console", 0o020600, device=(5, 1))
-    files += entry("tmp", 0o040777) + entry("init", 0o100755, program.read_bytes())
+    files += entry("tmp", 0o040777) + entry("tests", 0o100755, program.read_bytes())
+    files += entry("init", 0o100755, first_process(folder).read_bytes())
     files += entry("TRAILER!!!", 0)
     (disc / "initrd.gz").write_bytes(gzip.compress(files, 1))
     command = [
@@ -133,7 +155,7 @@ def run(folder: Path, seconds: float) -> str:
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output) as machine,
     ):
         said = ""
-        while machine.poll() is None and time.monotonic() < end and "Kernel panic" not in said:
+        while machine.poll() is None and time.monotonic() < end and OVER not in said:
             time.sleep(2)
             said = serial.read_text(errors="replace") if serial.exists() else ""
             print(said[shown:], end="", flush=True)
@@ -154,7 +176,7 @@ def main() -> int:
         parser.error("no kernel in /boot: name one with --kernel")
     program = tests()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["--test-threads=1", *options.filters]
+        arguments = ["--test-threads=1", "--nocapture", *options.filters]
         make_image(Path(folder), program, options.kernel, arguments)
         said = run(Path(folder), options.seconds)
     if FEATURE not in said:
