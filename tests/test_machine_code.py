@@ -33,7 +33,6 @@ LOOPS = {
     "raise_extents": ("vmaxps", "vaddps", "vcvtps2pd", "vmulpd"),
     "extremes": ("vminps", "vmaxps", "vpminud"),
     "quantize_columns": ("vdivps", "vmaxps", "vcvtps2pd", "vmulpd"),
-    "errors_on_grids": ("vcvtps2pd", "vsubpd", "vmulpd", "vaddpd"),  # a value and several grids
     "sum_of_squares": ("vcvtps2pd", "vmulpd", "vaddpd"),
 }
 SINGLE = re.compile(r"v(add|sub|mul|div|min|max|fn?m(add|sub)\w*|cvtsi2)s[sd]$|vp?maskmov|call")

@@ -186,17 +186,6 @@ pub fn raise_extents(sizes: &mut [f32], sums: &mut [f32], even: &[f32], odd: &[f
     portable::raise_extents(sizes, sums, even, odd)
 }
 
-/// [`quantization_error`] on several grids around 0, each with a scale and the least and largest integer.
-#[multiversion(targets("x86_64+avx2"))]
-pub fn errors_on_grids<const N: usize>(
-    x: &[f32],
-    scale: &[f32; N],
-    least: &[f32; N],
-    most: &[f32; N],
-) -> [f64; N] {
-    portable::errors_on_grids(x, scale, least, most)
-}
-
 /// Sum of the squares, in f64.
 #[multiversion(targets("x86_64+avx2"))]
 pub fn sum_of_squares(x: &[f32]) -> f64 {

@@ -587,24 +587,6 @@ pub(super) fn raise_extents(sizes: &mut [f32], sums: &mut [f32], even: &[f32], o
 }
 
 #[inline(always)]
-pub(super) fn errors_on_grids<const N: usize>(
-    x: &[f32],
-    scale: &[f32; N],
-    least: &[f32; N],
-    most: &[f32; N],
-) -> [f64; N] {
-    let mut sums = [0.0; N];
-    for &v in x {
-        for i in 0..N {
-            let clamped = smaller(larger(v / scale[i], least[i]), most[i]);
-            let error = f64::from(((clamped + ROUNDER) - ROUNDER) * scale[i]) - f64::from(v);
-            sums[i] += error * error;
-        }
-    }
-    sums
-}
-
-#[inline(always)]
 pub(super) fn abs_max(x: &[f32]) -> f32 {
     let (chunks, tail) = x.as_chunks::<LANES>();
     let mut maxima = [0.0; LANES];

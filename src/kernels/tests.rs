@@ -377,14 +377,3 @@ fn extents_of_two_rows() {
         assert_eq!(squares, sum_of_squares(&even) + sum_of_squares(&odd));
     }
 }
-
-#[test]
-fn errors_on_several_grids_are_those_on_each() {
-    let x: Vec<f32> = (0..50).map(|i| ((i * 7919) % 101) as f32 / 30.0 - 1.5).collect();
-    let (scale, least, most) = ([0.1, 0.25, 0.01], [-8, -3, -127], [7, 12, 127]);
-    let errors = errors_on_grids(&x, &scale, &least.map(|q| q as f32), &most.map(|q| q as f32));
-    for i in 0..3 {
-        let expected = quantization_error(&x, scale[i], 0, least[i], most[i]);
-        assert!((errors[i] - expected).abs() <= 1e-12 * expected, "{} {expected}", errors[i]);
-    }
-}
