@@ -395,8 +395,12 @@ def _parameters(
     axis: int | None,
     block_size: int,
 ) -> _Params:
-    one = isinstance(scale, _REAL_NUMBER) and isinstance(zero_point, _WHOLE_NUMBER)
-    if one and axis is None and not block_size:
+    if (
+        axis is None
+        and not block_size
+        and isinstance(scale, _REAL_NUMBER)
+        and isinstance(zero_point, _WHOLE_NUMBER)
+    ):
         return _for_all(scale, zero_point, dtype)
     place = _place(shape, axis, block_size)
     scales, zeros = _each(scale, zero_point, dtype)
