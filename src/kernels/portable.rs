@@ -565,13 +565,13 @@ pub(super) fn raise_extents(sizes: &mut [f32], sums: &mut [f32], even: &[f32], o
     let ((even, even_tail), (odd, odd_tail)) = (even.as_chunks::<LANES>(), odd.as_chunks::<LANES>());
     let mut squares = [0.0; LANES];
     for (((sizes, sums), even), odd) in sizes.iter_mut().zip(sums).zip(even).zip(odd) {
-        let mut both = [0.0; LANES];
+        // Copies, all of which are stored, raised or not: as in `raise_abs_max`.
+        let (mut raised, mut together) = (*sizes, *sums);
         for i in 0..LANES {
-            both[i] = even[i] + odd[i];
+            raised[i] = larger(odd[i].abs(), larger(even[i].abs(), raised[i]));
+            together[i] = larger((even[i] + odd[i]).abs(), together[i]);
         }
-        raise(sizes, even);
-        raise(sizes, odd);
-        raise(sums, &both);
+        (*sizes, *sums) = (raised, together);
         for i in 0..LANES {
             let (a, b) = (f64::from(even[i]), f64::from(odd[i]));
             squares[i] += a * a + b * b;
@@ -620,27 +620,32 @@ pub(super) fn extremes(x: &[f32]) -> (Option<(f32, f32)>, f32) {
 pub(super) fn quantize_columns(x: &[f32], scales: &[f32], out: &mut [i8]) -> f64 {
     assert!(x.len() == scales.len() && x.len() == out.len());
     let limits = Limits::new(0, -127, 127);
-    /// The integer, and the squared error.
-    #[inline(always)]
-    fn one(limits: Limits, v: f32, scale: f32) -> (i8, f64) {
-        let nearest = limits.clamp(v / scale) + ROUNDER;
+    let nearest = |v: f32, scale: f32| limits.clamp(v / scale) + ROUNDER;
+    let integer = |nearest: f32| (nearest.to_bits() as i32 - ROUNDER.to_bits() as i32) as i8;
+    let squared = |nearest: f32, v: f32, scale: f32| {
         let error = f64::from((nearest - ROUNDER) * scale) - f64::from(v);
-        ((nearest.to_bits() as i32 - ROUNDER.to_bits() as i32) as i8, error * error)
-    }
+        error * error
+    };
     let ((x, x_tail), (scales, scale_tail)) = (x.as_chunks::<LANES>(), scales.as_chunks::<LANES>());
     let (out, out_tail) = out.as_chunks_mut::<LANES>();
     let mut sums = [0.0; LANES];
     for ((x, scales), out) in x.iter().zip(scales).zip(out) {
+        // A loop for each width of numbers: the compiler makes vectors of these.
+        let mut all = [0.0; LANES];
         for i in 0..LANES {
-            let (q, squared) = one(limits, x[i], scales[i]);
-            out[i] = q;
-            sums[i] += squared;
+            all[i] = nearest(x[i], scales[i]);
+        }
+        for i in 0..LANES {
+            out[i] = integer(all[i]);
+        }
+        for i in 0..LANES {
+            sums[i] += squared(all[i], x[i], scales[i]);
         }
     }
     for (((&v, &scale), q), sum) in x_tail.iter().zip(scale_tail).zip(out_tail).zip(&mut sums) {
-        let squared;
-        (*q, squared) = one(limits, v, scale);
-        *sum += squared;
+        let nearest = nearest(v, scale);
+        *q = integer(nearest);
+        *sum += squared(nearest, v, scale);
     }
     sums.into_iter().sum()
 }
