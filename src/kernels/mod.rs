@@ -7,6 +7,7 @@
 //! clones agree **bit for bit** and results do not depend on the machine.
 
 mod absmax;
+pub(crate) mod branchless;
 mod histogram;
 mod instructions;
 pub mod int4;

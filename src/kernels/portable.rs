@@ -4,23 +4,9 @@
 //! instead of a NaN dance), and arrays of lanes over `as_chunks` for reductions, which also fix the order of addition.
 
 use super::absmax::scale_of;
+use super::branchless::{ROUNDER, larger, smaller};
 use super::instructions::{Instructions, LANES};
 use super::{BinTable, QuantInt};
-
-/// `1.5 × 2²³`: adding it to `|v| < 2²²` rounds `v` to the nearest integer, ties to even, in the low mantissa bits.
-/// (`f32::round_ties_even` is a library call on baseline x86-64, and 29 times slower.)
-const ROUNDER: f32 = 12_582_912.0;
-
-#[inline(always)]
-fn smaller(a: f32, b: f32) -> f32 {
-    if a < b { a } else { b }
-}
-
-/// The second operand if either is NaN.
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
-}
 
 /// Scales and zero points of the elements of a slice, as the loops want them.
 pub trait Steps: Copy {
@@ -565,7 +551,7 @@ pub(super) fn raise_extents(sizes: &mut [f32], sums: &mut [f32], even: &[f32], o
     let ((even, even_tail), (odd, odd_tail)) = (even.as_chunks::<LANES>(), odd.as_chunks::<LANES>());
     let mut squares = [0.0; LANES];
     for (((sizes, sums), even), odd) in sizes.iter_mut().zip(sums).zip(even).zip(odd) {
-        // Copies, all of which are stored, raised or not: as in `raise_abs_max`.
+        // Copies, all of which are stored, raised or not: as in `raise`.
         let (mut raised, mut together) = (*sizes, *sums);
         for i in 0..LANES {
             raised[i] = larger(odd[i].abs(), larger(even[i].abs(), raised[i]));

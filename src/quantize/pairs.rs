@@ -18,6 +18,7 @@
 use crate::calibration::Channels;
 use crate::graph::NodeExt;
 use crate::kernels;
+use crate::kernels::branchless::larger;
 use crate::onnx::NodeProto;
 use crate::qparams::QuantParams;
 
@@ -134,14 +135,10 @@ fn of_row(row: &[f32], depth: usize, window: usize) -> f32 {
         let pairs = row.chunks_exact(2 * window).map(|pair| pair.split_at(window));
         return pairs
             .flat_map(|(even, odd)| even.iter().zip(odd))
-            .fold(0.0, |m, (a, b)| greater(m, sum(a, b)));
+            .fold(0.0, |m, (a, b)| larger(m, sum(a, b)));
     }
     let weight = |k: usize| &row[k % depth * window + k / depth];
-    (1..row.len()).step_by(2).fold(0.0, |most, k| greater(most, sum(weight(k - 1), weight(k))))
-}
-
-fn greater(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
+    (1..row.len()).step_by(2).fold(0.0, |most, k| larger(most, sum(weight(k - 1), weight(k))))
 }
 
 #[cfg(test)]

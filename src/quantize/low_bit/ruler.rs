@@ -9,6 +9,7 @@
 use multiversion::multiversion;
 
 use super::codecs::{Codec, Fit};
+use crate::kernels::branchless::{ROUNDER, larger, smaller};
 
 /// Channels side by side.
 pub(super) const LANES: usize = 16;
@@ -27,9 +28,6 @@ const FEW: usize = 32;
 
 /// Weights whose squared errors are added in f32; the sums of more are added in f64.
 const ADDED: usize = 256;
-
-/// `1.5 × 2²³`: adding it to `|v| < 2²²` rounds `v` to the nearest integer, ties to even, in the low mantissa bits.
-const ROUNDER: f32 = 12_582_912.0;
 
 /// What the levels of some weights mean, for each lane.
 #[derive(Debug, Clone, Copy)]
@@ -294,17 +292,6 @@ impl Best {
         }
         near == 0
     }
-}
-
-#[inline(always)]
-fn smaller(a: f32, b: f32) -> f32 {
-    if a < b { a } else { b }
-}
-
-/// The second operand if either is NaN.
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
 }
 
 #[inline(always)]
