@@ -115,49 +115,32 @@ class Reference:
         sessions: how models are run.
     """
 
-    def __init__(
-        self, model: _rustq.Model, data: Any, sessions: Sessions, *, by_kind: bool = False
-    ) -> None:
-        """With `by_kind` an output that joins values of different kinds, such as boxes and scores,
-        is as good as the worst of them: large values do not hide small ones."""
+    def __init__(self, model: _rustq.Model, data: Any, sessions: Sessions) -> None:
         from rustq.data import feeds
 
         self.sessions = sessions
-        outputs = [name for name, *_ in model.outputs]
-        self._outputs = model.kinds_of_outputs() if by_kind else [[[name]] for name in outputs]
-        self._names = sorted({name for kinds in self._outputs for kind in kinds for name in kind})
-        self._joined = self._names != sorted(outputs)
-        session = self._session(model)
+        self._names = [name for name, *_ in model.outputs]
+        session = sessions.session(model)
         self.feeds: list[Feed] = list(
             islice(feeds(data, inputs_of(session), sessions.config.images), SAMPLES)
         )
         self._expected = [
-            self._run(session, feed, sample) for sample, feed in enumerate(self.feeds)
+            run(session, self._names, feed, sample) for sample, feed in enumerate(self.feeds)
         ]
 
     def error(self, model: _rustq.Model) -> OutputError:
         """The error of a model with the same inputs and outputs."""
-        session = self._session(model)
-        tallies = [[Tally(kind[0]) for kind in kinds] for kinds in self._outputs]
+        session = self.sessions.session(model)
+        tallies = [Tally(name) for name in self._names]
         for sample, (feed, expected) in enumerate(zip(self.feeds, self._expected, strict=True)):
-            actual = self._run(session, feed, sample)
-            for kinds, of_output in zip(self._outputs, tallies, strict=True):
-                for kind, tally in zip(kinds, of_output, strict=True):
-                    for name in kind:
-                        tally.add(expected[name], actual[name])
-        outputs = [[t.result() for t in kinds if t.values] for kinds in tallies]
-        outputs = [kinds for kinds in outputs if kinds]
+            actual = run(session, self._names, feed, sample)
+            for tally, x, y in zip(tallies, expected, actual, strict=True):
+                tally.add(x, y)
+        outputs = [tally.result() for tally in tallies if tally.values]
         return OutputError(
-            noise=_mean([max(_noise(kind.sqnr_db) for kind in kinds) for kinds in outputs]),
-            cosine=_mean([min(_cosine(kind.cosine) for kind in kinds) for kinds in outputs]),
+            noise=_mean([_noise(output.sqnr_db) for output in outputs]),
+            cosine=_mean([_cosine(output.cosine) for output in outputs]),
         )
-
-    def _session(self, model: _rustq.Model) -> Session:
-        return self.sessions.session(model.with_outputs(self._names) if self._joined else model)
-
-    def _run(self, session: Session, feed: Feed, sample: int) -> dict[str, Any]:
-        values = run(session, self._names, feed, sample)
-        return dict(zip(self._names, values, strict=True))
 
 
 def scored(metric: Metric, model: _rustq.Model, sessions: Sessions) -> float:

@@ -4,18 +4,18 @@ The plan weighs noise where it arises; what becomes of it on the way to the outp
 model: a difference of two nearly equal values is all noise. So the outputs of the best candidate
 are looked at, and a remedy is kept if they are closer then and it is worth what stays float:
 
-1. biases that take up the mean error of rounded weights;
-2. a higher price of noise, where the outputs are poor;
-3. the layers in float that do most harm, where that was not enough.
+1. a higher price of noise, where the outputs are poor;
+2. the layers in float that do most harm, where that was not enough.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rustq import text
+from rustq.judging import Judge
 from rustq.measuring import Reference, decibels
 from rustq.ranking import prefixes, ranked
 
@@ -39,6 +39,8 @@ of 1 %, 16 % may stay float."""
 LOW = 0.03
 """Relative noise of the outputs, 15 dB below them, above which the layers that cause it are looked
 for, and the user is told what can be done if it stays."""
+RANKED = 16
+"""Samples on which these layers are looked for, the worst."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +72,12 @@ class Trial:
         """How good it is, and how much of it is in int8."""
         return f"{self.sqnr}, with {100 * self.int8:.0f} % of the multiply-accumulates in int8"
 
-    def with_config(self, reference: Reference, **changes: Any) -> Trial:
-        """The same with another configuration, run."""
-        return _run(replace(self.task, config=replace(self.task.config, **changes)), reference)
 
-
-def _run(task: Task, reference: Reference) -> Trial:
-    outcome = task.outcome()
-    return Trial(task, reference.error(outcome.computed).noise, int8_share(outcome))
-
-
-def remedied(best: Trial, reference: Reference) -> tuple[Trial, list[str]]:
+def remedied(best: Trial, judge: Judge) -> tuple[Trial, list[str]]:
     """The model with what makes it better, and a note for each."""
     notes = []
-    for remedy in (_corrected, _dearer, _spared) if _free(best.task) else (_corrected,):
-        better = remedy(best, reference)
+    for remedy in (_dearer, _spared) if _free(best.task) else ():
+        better = remedy(best, judge)
         if better is not None:
             best, note = better
             notes.append(note)
@@ -101,47 +94,42 @@ def _free(task: Task) -> bool:
     return task.config.noise_price is None and task.config.weights == "int8"
 
 
-def _corrected(best: Trial, reference: Reference) -> tuple[Trial, str] | None:
-    """With biases that take up the mean error, if the outputs are closer then."""
-    if best.task.config.bias_correction is not None:
-        return None
-    other = best.with_config(reference, bias_correction=True)
-    if other.noise >= MARGIN * best.noise:
-        return None
-    return other, f"bias correction: brings that to {other.sqnr}; kept"
-
-
-def _dearer(first: Trial, reference: Reference) -> tuple[Trial, str] | None:
+def _dearer(first: Trial, judge: Judge) -> tuple[Trial, str] | None:
     """With a higher price of noise, if the outputs are poor and it is worth what stays float."""
     if first.noise <= POOR:
         return None
-    price = first.task.noise_price
-    tried = (first.with_config(reference, noise_price=factor * price) for factor in DEARER)
-    best = _worthiest(first, tried)
+    task, price = first.task, first.task.noise_price
+    dearer = (replace(task.config, noise_price=factor * price) for factor in DEARER)
+    best = _worthiest(first, (replace(task, config=config) for config in dearer), judge)
     return _kept(
         first, best, f"noise price: {best.task.noise_price:g} in place of {price:g} brings"
     )
 
 
-def _spared(first: Trial, reference: Reference) -> tuple[Trial, str] | None:
+def _spared(first: Trial, judge: Judge) -> tuple[Trial, str] | None:
     """With the layers in float that do most harm, if the outputs are poor still."""
     if first.noise <= LOW:
         return None
-    names = _by_harm(first.task, reference)
-    tasks = (replace(first.task, spared=tuple(prefix)) for prefix in prefixes(names))
-    best = _worthiest(first, (_run(task, reference) for task in tasks))
+    names = _by_harm(first.task, judge)
+    spared = (replace(first.task, spared=tuple(prefix)) for prefix in prefixes(names))
+    best = _worthiest(first, spared, judge)
     count = len(best.task.spared)
     return _kept(
         first, best, f"layers left in float for the sake of the outputs: {count}, which brings"
     )
 
 
-def _worthiest(first: Trial, others: Iterable[Trial]) -> Trial:
+def _worthiest(first: Trial, others: Iterable[Task], judge: Judge) -> Trial:
     """The one worth most, of a trial and those after it up to the first that is good enough."""
     best = first
-    for other in others:
-        best = max(best, other, key=lambda trial: trial.worth)
-        if other.noise <= POOR:
+    for task in others:
+        outcome = task.outcome()
+        int8 = int8_share(outcome)
+        # Above that it is neither worth more nor good enough.
+        limit = max((int8 - best.worth) / WORTH, POOR)
+        trial = Trial(task, judge.noise(outcome.computed, limit), int8)
+        best = max(best, trial, key=lambda trial: trial.worth)
+        if trial.noise <= POOR:
             break
     return best
 
@@ -153,8 +141,9 @@ def _kept(first: Trial, best: Trial, what: str) -> tuple[Trial, str] | None:
     return best, f"{what} that to {best.outcome} in place of {100 * first.int8:.0f} %; kept"
 
 
-def _by_harm(task: Task, reference: Reference) -> list[str]:
+def _by_harm(task: Task, judge: Judge) -> list[str]:
     """The int8 layers, that with the largest share of the outputs' error first."""
+    reference = Reference(task.as_run, judge.feeds[:RANKED], task.sessions)
     return [layer.name for layer in ranked(task, task.quantized(), reference).layers]
 
 

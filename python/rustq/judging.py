@@ -1,0 +1,155 @@
+"""Which of many quantized forms of a model is closest to it, told as soon as it is clear."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rustq.comparison import run
+from rustq.samples import Array, Feed, Session
+
+if TYPE_CHECKING:
+    from rustq import _rustq
+    from rustq.measuring import Sessions
+
+__all__ = ["Judge"]
+
+KEPT = 128 << 20
+"""Bytes of feeds and outputs that are kept, beyond which every other sample is let go."""
+LEAST = 4
+"""Samples that are kept whatever their size."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A feed, and what the float model makes of it."""
+
+    feed: Feed
+    outputs: dict[str, Array]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return sum(array.nbytes for array in (*self.feed.values(), *self.outputs.values()))
+
+
+class Judge:
+    """The float model's outputs on some samples, kept to compare those of others with.
+
+    An output that joins values of different kinds, such as boxes and scores, is as good as the
+    worst of them: large values do not hide small ones. A few samples often make most of the error,
+    and what they are is not known beforehand, so it takes many to tell two models apart; but the
+    energy of the error only grows from sample to sample, and those that were worst for the model
+    before come first. One that is clearly worse is not run on them all.
+    """
+
+    def __init__(self, model: _rustq.Model, feeds: Iterable[Feed], sessions: Sessions) -> None:
+        self._sessions = sessions
+        outputs = model.kinds_of_outputs()
+        names = sorted({name for kinds in outputs for kind in kinds for name in kind})
+        self._inner = names if names != sorted(name for name, *_ in model.outputs) else []
+        session = self._session(model)
+        self._samples = _thinned(
+            Sample(feed, _numbers(names, run(session, names, feed, at)))
+            for at, feed in enumerate(feeds)
+        )
+        seen = {name for sample in self._samples for name in sample.outputs}
+        kept = [[found for kind in kinds if (found := seen.intersection(kind))] for kinds in outputs]
+        kept = [kinds for kinds in kept if kinds]
+        self._kinds = [sorted(kind) for kinds in kept for kind in kinds]
+        self._starts = np.cumsum([0, *map(len, kept)])[:-1]
+        self._names = sorted({name for kind in self._kinds for name in kind})
+        self._signal = sum(
+            (self._energies(sample.outputs) for sample in self._samples), self._nothing
+        )
+
+    @property
+    def feeds(self) -> list[Feed]:
+        """Of the samples, those on which the last model was worst first."""
+        return [sample.feed for sample in self._samples]
+
+    def noise(self, model: _rustq.Model, limit: float = math.inf) -> float:
+        """The energy of the error of a model's outputs, relative to theirs and averaged over them;
+        infinity where it is not below `limit`."""
+        session = self._session(model)
+        total, single = self._nothing, []
+        for at, sample in enumerate(self._samples):
+            outputs = _numbers(self._names, run(session, self._names, sample.feed, at))
+            errors = self._energies(
+                {name: _difference(outputs, sample, name) for name in sample.outputs}
+            )
+            total = total + errors
+            if self._relative(total) >= limit:
+                return math.inf
+            single.append(self._relative(errors))
+        order = np.argsort(single, kind="stable")[::-1]
+        self._samples = [self._samples[at] for at in order]
+        return self._relative(total)
+
+    @property
+    def _nothing(self) -> Array:
+        return np.zeros(len(self._kinds))
+
+    def _session(self, model: _rustq.Model) -> Session:
+        return self._sessions.session(model.with_outputs(self._inner) if self._inner else model)
+
+    def _energies(self, values: dict[str, Array]) -> Array:
+        """Of each kind."""
+        return np.array(
+            [sum(_energy(values[name]) for name in kind if name in values) for kind in self._kinds]
+        )
+
+    def _relative(self, errors: Array) -> float:
+        """A kind that is all zero, and no longer is, has a noise of 1."""
+        if not len(errors):
+            return 0.0
+        silent = (errors > 0).astype(np.float64)
+        noise = np.divide(errors, self._signal, out=silent, where=self._signal > 0)
+        return float(np.maximum.reduceat(noise, self._starts).mean())
+
+
+def _thinned(samples: Iterable[Sample]) -> list[Sample]:
+    """As many of the samples as may be kept, evenly spread."""
+    kept: list[Sample] = []
+    step = 1
+    for at, sample in enumerate(samples):
+        if at % step:
+            continue
+        kept.append(sample)
+        while len(kept) > LEAST and sum(each.nbytes for each in kept) > KEPT:
+            kept, step = kept[::2], 2 * step
+    return kept
+
+
+def _numbers(names: Iterable[str], values: Iterable[Any]) -> dict[str, Array]:
+    """What of the values is an array of numbers."""
+    return {
+        name: value
+        for name, value in zip(names, values, strict=True)
+        if isinstance(value, np.ndarray) and value.dtype.kind not in "OSU"
+    }
+
+
+def _difference(outputs: dict[str, Array], sample: Sample, name: str) -> Array:
+    """Nothing where the shapes are not the same."""
+    actual, expected = outputs[name], sample.outputs[name]
+    if actual.shape != expected.shape:
+        return np.zeros(0)
+    difference = actual.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of infinities, which are left out
+        difference -= expected
+    return difference
+
+
+def _energy(values: Array) -> float:
+    """The sum of the squares of what is finite."""
+    flat = values.ravel().astype(np.float64, copy=False)
+    energy = float(np.dot(flat, flat))
+    if math.isfinite(energy):
+        return energy
+    finite = flat[np.isfinite(flat)]
+    return float(np.dot(finite, finite))
