@@ -253,7 +253,10 @@ def test_other_targets_try_ways_too(target: str) -> None:
     result = rustq.quantize(model, feeds(1, 8, 12, 12), target=target, config=config)
     notes = [note for note in result.report.notes if note.startswith("ranges:")]
     assert len(notes) == 1
-    assert "channels equalized, weights rounded for the results, biases corrected, the best of" in notes[0]
+    assert (
+        "channels equalized, weights rounded for the results, biases corrected, the best of"
+        in notes[0]
+    )
 
 
 def test_a_choice_is_a_bool() -> None:
@@ -281,7 +284,10 @@ def test_the_best_way_is_kept_and_named() -> None:
     result = rustq.quantize(model, samples, config=config)
     notes = [note for note in result.report.notes if note.startswith("ranges:")]
     assert len(notes) == 1
-    assert "channels equalized, biases corrected, the best of 4 ways by the outputs on 6 samples" in notes[0]
+    assert (
+        "channels equalized, biases corrected, the best of 4 ways by the outputs on 6 samples"
+        in notes[0]
+    )
     # An iterator can be read only once, and is as good.
     once = rustq.quantize(model, iter(samples), config=config)
     assert once.to_bytes() == result.to_bytes()

@@ -58,7 +58,9 @@ class Judge:
             for at, feed in enumerate(feeds)
         )
         seen = {name for sample in self._samples for name in sample.outputs}
-        kept = [[found for kind in kinds if (found := seen.intersection(kind))] for kinds in outputs]
+        kept = [
+            [found for kind in kinds if (found := seen.intersection(kind))] for kinds in outputs
+        ]
         kept = [kinds for kinds in kept if kinds]
         self._kinds = [sorted(kind) for kinds in kept for kind in kinds]
         self._starts = np.cumsum([0, *map(len, kept)])[:-1]
@@ -75,6 +77,8 @@ class Judge:
     def noise(self, model: _rustq.Model, limit: float = math.inf) -> float:
         """The energy of the error of a model's outputs, relative to theirs and averaged over them;
         infinity where it is not below `limit`."""
+        if not self._names:
+            return 0.0
         session = self._session(model)
         total, single = self._nothing, []
         for at, sample in enumerate(self._samples):
@@ -105,8 +109,6 @@ class Judge:
 
     def _relative(self, errors: Array) -> float:
         """A kind that is all zero, and no longer is, has a noise of 1."""
-        if not len(errors):
-            return 0.0
         silent = (errors > 0).astype(np.float64)
         noise = np.divide(errors, self._signal, out=silent, where=self._signal > 0)
         return float(np.maximum.reduceat(noise, self._starts).mean())
@@ -120,7 +122,7 @@ def _thinned(samples: Iterable[Sample]) -> list[Sample]:
         if at % step:
             continue
         kept.append(sample)
-        while len(kept) > LEAST and sum(each.nbytes for each in kept) > KEPT:
+        while len(kept) >= 2 * LEAST and sum(each.nbytes for each in kept) > KEPT:
             kept, step = kept[::2], 2 * step
     return kept
 

@@ -23,12 +23,8 @@ if TYPE_CHECKING:
     from rustq.api import Task
     from rustq.targets import Outcome
 
-__all__ = ["MARGIN", "Trial", "int8_share", "remedied"]
+__all__ = ["Trial", "int8_share", "remedied"]
 
-MARGIN = 10 ** (-0.05)
-"""Share of the least error so far, half a decibel below it, that another way has to reach where it
-leaves nothing in float: the samples were calibrated on, so that what follows them looks better than
-it is."""
 POOR = 0.01
 """Relative noise of the outputs, 20 dB below them, above which higher prices of noise are tried."""
 DEARER = (2, 4, 8, 16)

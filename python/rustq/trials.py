@@ -23,7 +23,7 @@ from rustq import text
 from rustq.corrections import Excerpt, layer_inputs
 from rustq.errors import ModelError
 from rustq.judging import Judge
-from rustq.remedies import MARGIN, Trial, int8_share, remedied
+from rustq.remedies import Trial, int8_share, remedied
 
 if TYPE_CHECKING:
     from rustq.api import Task
@@ -36,6 +36,8 @@ LEAST, EACH, MOST = 4, 2, 64
 """Samples that are run: every other of those that were calibrated on, and so many at least and at
 most. With an eighth of them, an OCR model kept what seemed 8 dB better than it was: one line in
 twenty makes a third of its error."""
+MARGIN = 10 ** (-0.02)
+"""Share of the least error so far, a fifth of a decibel below it, that a candidate has to reach."""
 EVEN_MARGIN = 10 ** (-0.15)
 """The `MARGIN` of one that equalizes channels in the float model: it follows the extremes of each,
 of which a few samples know little."""

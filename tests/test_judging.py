@@ -1,0 +1,125 @@
+"""How close the outputs of a model are to the float model's, and how soon it is told."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import rustq
+from builders import Array, Feed, Net
+from rustq import judging
+from rustq.judging import Judge
+from rustq.measuring import Reference, Sessions
+
+SESSIONS = Sessions(rustq.QuantConfig(threads=1))
+
+
+def scaled(*factors: float) -> Any:
+    """A model with an output for each factor: x times that."""
+    net = Net()
+    x = net.input("x", 1, 64)
+    outputs = [net.op("Mul", x, net.constant(np.float32([factor]))) for factor in factors]
+    return rustq.load(net.model(*outputs))._core
+
+
+def feeds(*sizes: float) -> list[Feed]:
+    """Feeds of random numbers that are so large."""
+    random = np.random.default_rng(1)
+    return [{"x": (s * random.normal(size=(1, 64))).astype(np.float32)} for s in sizes]
+
+
+class Counting:
+    """Sessions that count their runs, and keep the first element of what they were given."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def session(self, model: Any) -> Any:
+        inner, seen = SESSIONS.session(model), self.seen
+
+        class Session:
+            def run(self, names: Any, feed: Feed) -> list[Array]:
+                seen.append(float(feed["x"].flat[0]))
+                return list(inner.run(names, feed))
+
+        return Session()
+
+
+def test_the_noise_is_that_of_the_definition() -> None:
+    data = feeds(1, 3, 2)
+    judge = Judge(scaled(1, 2), data, SESSIONS)
+    other = scaled(1.1, 2.1)
+    expected = (0.1**2 + (0.1 / 2) ** 2) / 2
+    assert judge.noise(other) == pytest.approx(expected, rel=1e-4)
+    assert judge.noise(other) == pytest.approx(
+        Reference(scaled(1, 2), data, SESSIONS).error(other).noise, rel=1e-9
+    )
+    assert judge.noise(scaled(1, 2)) == 0
+
+
+def test_what_is_not_below_the_limit_is_infinite() -> None:
+    judge = Judge(scaled(1), feeds(1, 3, 2), SESSIONS)
+    noise = judge.noise(scaled(1.1))
+    assert judge.noise(scaled(1.1), 1.001 * noise) == noise
+    assert judge.noise(scaled(1.1), noise) == math.inf
+    assert judge.noise(scaled(1.1), 0.5 * noise) == math.inf
+
+
+def test_the_worst_samples_come_first_and_a_worse_model_is_not_run_on_all() -> None:
+    counting, data = Counting(), feeds(1, 2, 1, 30, 1, 1, 1, 1)
+    judge = Judge(scaled(1), data, counting)  # type: ignore[arg-type]
+    best = judge.noise(scaled(1.1))
+    assert [feed["x"] is data[3]["x"] for feed in judge.feeds] == [True] + 7 * [False]
+    counting.seen.clear()
+    assert judge.noise(scaled(1.2), best) == math.inf
+    assert counting.seen == [float(data[3]["x"].flat[0])]
+    counting.seen.clear()
+    assert judge.noise(scaled(1.05), best) < best
+    assert len(counting.seen) == len(data)
+
+
+def test_the_order_of_the_samples_changes_nothing() -> None:
+    judge = Judge(scaled(1), feeds(1, 2, 1, 30), SESSIONS)
+    assert judge.noise(scaled(1.1)) == pytest.approx(judge.noise(scaled(1.1)), rel=1e-12)
+
+
+def test_an_output_of_zeros_has_all_noise_or_none() -> None:
+    judge = Judge(scaled(1, 0), feeds(1, 2), SESSIONS)
+    assert judge.noise(scaled(1, 0)) == 0
+    assert judge.noise(scaled(1, 1)) == 0.5
+
+
+def test_infinities_are_left_out() -> None:
+    [first, second] = feeds(1, 1)
+    first["x"][0, 0], second["x"][0, 1] = np.inf, -np.inf
+    judge = Judge(scaled(1), [first, second], SESSIONS)
+    assert judge.noise(scaled(1.1)) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_samples_are_kept_evenly_and_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = feeds(*range(1, 41))
+    size = 2 * data[0]["x"].nbytes
+    monkeypatch.setattr(judging, "KEPT", 10 * size)
+    kept = Judge(scaled(1), iter(data), SESSIONS).feeds
+    places = [next(i for i, feed in enumerate(data) if feed["x"] is each["x"]) for each in kept]
+    assert places == list(range(0, 40, 4))
+    monkeypatch.setattr(judging, "KEPT", size)
+    least = len(Judge(scaled(1), iter(data), SESSIONS).feeds)
+    assert judging.LEAST <= least < 2 * judging.LEAST
+
+
+def test_outputs_without_numbers_have_no_noise() -> None:
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["words"], ["y"])],
+        "words",
+        [info("x", onnx.TensorProto.FLOAT, [1, 64])],
+        [info("y", onnx.TensorProto.STRING, [2])],
+        [onnx.helper.make_tensor("words", onnx.TensorProto.STRING, [2], [b"a", b"b"])],
+    )
+    opset = onnx.helper.make_opsetid("", 17)
+    model = rustq.load(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8))._core
+    assert Judge(model, feeds(1, 2), SESSIONS).noise(model) == 0
