@@ -14,8 +14,8 @@ use crate::graph::{Graph, NodeExt, NodeId};
 use crate::qparams::{QuantParams, Scheme};
 
 /// What a user of the symmetric scheme should know about ONNX Runtime on x86.
-const SYMMETRIC: &str = "ONNX Runtime on x86 uses its kernels for int8 activations everywhere only with the session \
-     option session.qdqisint8allowed=1; the asymmetric scheme needs no option and is the quicker one there";
+const SYMMETRIC: &str = "ONNX Runtime on x86 has no fast kernels for int8 activations: what it cannot turn into uint8 it \
+     computes in float; the asymmetric scheme is the quicker one there";
 
 /// What became of one operator.
 #[derive(Debug, Clone)]

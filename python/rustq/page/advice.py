@@ -66,8 +66,8 @@ ADVICE: tuple[tuple[Callable[[Facts], bool], str], ...] = (
     ),
     (
         lambda facts: _slower(facts) and _symmetric(facts),
-        "On x86, ONNX Runtime uses its kernels for int8 activations everywhere only with the"
-        ' session option session.qdqisint8allowed=1; scheme="asym" needs no option.',
+        "On x86, ONNX Runtime has no fast kernels for int8 activations: what it cannot turn into"
+        ' uint8 it computes in float. scheme="asym" is the one for x86.',
     ),
     (
         _many_conversions,
