@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::fold::activations::clip_bounds;
 use crate::graph::{NodeExt, NodeId};
 use crate::onnx::NodeProto;
-use crate::patch::{float_attribute, int_attribute, node};
+use crate::patch::{float_attribute, node};
 use crate::qparams::{QuantParams, Scheme};
 use crate::tensor::tensor;
 
@@ -180,17 +180,14 @@ impl<'m> Emitter<'_, 'm> {
         Some(self.writer.name(&format!("{value}_divided")))
     }
 
-    /// A value without the factors of its channels, from its integers.
+    /// The Mul that makes a value of its divided form, for float readers.
+    ///
+    /// A DequantizeLinear with a scale for each channel would do it alone; but ONNX Runtime keeps what convolutions make
+    /// with the channels last, where that takes nine times as long as one with one scale.
     fn undivided(&mut self, value: &str) -> Option<NodeProto> {
-        let balanced = self.plan.balance.get(value)?;
-        let params = balanced.undivided(&self.plan.activations[value], 0);
-        let integers = self.writer.name(&format!("{value}_quantized"));
-        let name = self.writer.name(&format!("{value}_undivided"));
-        let scale = self.writer.scale(&name, &params);
-        let zero = self.writer.zeros(&params);
-        let mut dequantize = node("DequantizeLinear", &name, &[&integers, &scale, &zero], &[value]);
-        dequantize.attribute.push(int_attribute("axis", balanced.axis));
-        Some(dequantize)
+        let factors = self.plan.balance.get(value)?.factors.clone();
+        let divided = self.divided(value)?;
+        Some(self.by_channel(value, (&divided, value), "undivided_factors", &factors))
     }
 
     /// A clip at 0 in the symmetric scheme, where 0 is in the middle of the integers and saturation cannot stand in for
@@ -233,16 +230,26 @@ impl<'m> Emitter<'_, 'm> {
 
     /// The Mul that divides a float value by the factors of its channels.
     fn division(&mut self, value: &str, divided: &str) -> NodeProto {
-        let balanced = &self.plan.balance[value];
-        let behind = match balanced.axis {
-            0.. => self.plan.placement.calibration.rank(value).unwrap_or(0) as i64 - 1 - balanced.axis,
+        let inverse: Vec<f32> = self.plan.balance[value].factors.iter().map(|factor| 1.0 / factor).collect();
+        self.by_channel(value, (value, divided), "factors", &inverse)
+    }
+
+    /// A Mul of a form of `value` by one number for each channel.
+    fn by_channel(
+        &mut self,
+        value: &str,
+        (input, output): (&str, &str),
+        kind: &str,
+        numbers: &[f32],
+    ) -> NodeProto {
+        let behind = match self.plan.balance[value].axis {
+            axis @ 0.. => self.plan.placement.calibration.rank(value).unwrap_or(0) as i64 - 1 - axis,
             axis => -1 - axis,
         };
         let ones = vec![1; usize::try_from(behind).unwrap_or(0)];
-        let dims = [&[balanced.factors.len()], ones.as_slice()].concat();
-        let inverse: Vec<f32> = balanced.factors.iter().map(|factor| 1.0 / factor).collect();
-        let constant = self.writer.constant(&format!("{value}_factors"), || tensor("", &dims, &inverse));
-        node("Mul", &format!("{divided}_Mul"), &[value, &constant], &[divided])
+        let dims = [&[numbers.len()], ones.as_slice()].concat();
+        let constant = self.writer.constant(&format!("{value}_{kind}"), || tensor("", &dims, numbers));
+        node("Mul", &format!("{output}_Mul"), &[input, &constant], &[output])
     }
 
     /// Keeps a float operator that stands between two integer ones float.
