@@ -11,7 +11,7 @@ use petgraph::algo::maximum_flow::dinics;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 
-use super::cost::{Cost, DEQUANTIZE, QUANTIZE, cost, on_feature_maps};
+use super::cost::{Cost, DEQUANTIZE, QUANTIZE, cost, on_feature_maps, out_of_float};
 use super::noise::Noise;
 use super::sites::Sites;
 use crate::graph::Graph;
@@ -57,6 +57,12 @@ pub(crate) fn best(
     }
     for &(one, other) in &sites.together {
         network.together(one, other);
+    }
+    for (i, site) in sites.all.iter().enumerate() {
+        let price = out_of_float(graph, site, &elements);
+        if price > 0.0 {
+            network.quantization(sites.producer(graph, site.inputs[0]), &[i], price);
+        }
     }
     for value in sites.values() {
         let producer = sites.producer(graph, value);
