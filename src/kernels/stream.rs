@@ -13,12 +13,6 @@ use std::ops::Range;
 /// Elements whose results are stored together.
 pub const PIECE: usize = 1 << 11;
 
-/// So many bytes further on is read ahead: not yet gone from the first-level cache when it is worked on.
-const AHEAD: usize = 8 << 10;
-
-/// What memory has at once, in bytes.
-const LINE: usize = 64;
-
 /// So many bytes are not in the caches when they are next read.
 const LARGE: usize = 16 << 20;
 
@@ -27,19 +21,26 @@ pub fn beyond_caches<T>(x: &[T]) -> bool {
     cfg!(target_arch = "x86_64") && size_of_val(x) >= LARGE
 }
 
-/// Has the processor read as many bytes as `part` has, [`AHEAD`] of it, where there is an instruction for it.
+/// Has the processor read as many bytes as `part` has, some way on.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub fn read_ahead<T>(part: &[T]) {
-    #[cfg(target_arch = "x86_64")]
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    /// So many bytes on: not yet gone from the first-level cache when they are worked on.
+    const AHEAD: usize = 8 << 10;
+    /// What memory has at once, in bytes.
+    const LINE: usize = 64;
     for line in (0..size_of_val(part)).step_by(LINE) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         let place = part.as_ptr().cast::<i8>().wrapping_add(AHEAD + line);
         // SAFETY: SSE, which it needs, is part of x86-64; it is a hint, of any address, which changes nothing that can be seen.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(place) };
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = part;
 }
+
+/// Elsewhere there is no such instruction in Rust.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+pub fn read_ahead<T>(_: &[T]) {}
 
 /// Has `kernel(places, their results)` make results, and stores them past the caches. The kernel is given multiples of `unit`
 /// elements, at most a [`PIECE`].
