@@ -59,9 +59,6 @@ fn rows<R: Real>(x: &[R], inner: usize, out: &mut [i8]) -> Vec<f32> {
     scales
 }
 
-/// Elements of rows that are worked on together while others are read ahead.
-const SEVERAL: usize = 1024;
-
 /// [`rows`] of which several, or one at least, are a block.
 fn short_rows<R: Real>(x: &[R], scales: &mut [f32], out: &mut [i8], streaming: bool) {
     let inner = x.len() / scales.len();
@@ -70,13 +67,12 @@ fn short_rows<R: Real>(x: &[R], scales: &mut [f32], out: &mut [i8], streaming: b
         R::with_wide(&x[part], |x| absmax_quantize_rows(x, scales, out));
     };
     if streaming {
-        let unit = (SEVERAL / inner).max(1) * inner;
-        return stream::through(out, unit, kernel);
+        return stream::through(out, inner, kernel);
     }
     in_blocks(out, BLOCK / inner * inner, kernel);
 }
 
-/// [`rows`] longer than a block. While the integers of one are worked out, which is in the cache by then, the next one is read.
+/// [`rows`] that are longer. While the integers of one are worked out, which is in the cache by then, the next one is read.
 fn long_rows<R: Real>(x: &[R], scales: &mut [f32], out: &mut [i8], streaming: bool) {
     let inner = x.len() / scales.len();
     let mut max = abs_max_of(&x[..inner]);
