@@ -61,7 +61,7 @@ OPTIONS = (
 Linux checks for."""
 
 MACHINE = """plugin_ctrl: serial=1, speaker=0, parallel=0, gameport=0
-cpu: model=corei7_skylake_x, ips=50000000, count=1
+cpu: model=corei7_icelake_u, ips=50000000, count=1
 megs: 1024
 romimage: file=/usr/share/bochs/BIOS-bochs-latest
 vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest

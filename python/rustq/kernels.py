@@ -117,11 +117,11 @@ def dequantize(
     Raises:
         ValueError: see `quantize`; or `q` holds other integers, or no integers.
     """
-    array = np.asarray(q)
+    array = q if type(q) is np.ndarray else np.asarray(q)
     name = _known(_name(array.dtype))
-    values = _contiguous(array, np.dtype(_STORED.get(name, name)))
+    values = _contiguous(array, _DTYPES[_STORED.get(name, name)])
     params = _parameters(scale, zero_point, name, values.shape, axis, block_size)
-    if dtype not in ("float32", *_HALVES):
+    if dtype != "float32" and dtype not in _HALVES:
         raise ValueError(f"unknown dtype {dtype!r}: choose one of float32, float16, bfloat16")
     result = _result(out, values, dtype)
     _rustq.dequantize(values, params, _bits(result))

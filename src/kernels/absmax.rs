@@ -1,10 +1,12 @@
 //! Symmetric int8 codes of a whole tensor, with the scales that use the whole range.
 
-use super::layout::BLOCK;
+use super::layout::LONG;
+use super::portable::Uniform;
+use super::real::BLOCK;
 use super::threads::{SHARE, share, share_out, summarize};
 use super::{
-    Along, Params, Real, abs_max, absmax_quantize_rows, quantize_clamped, quantize_tensor, raise_abs_max,
-    raise_abs_max_by_rows, stream,
+    Along, Params, Real, abs_max, absmax_quantize_rows, quantize_and_abs_max, quantize_tensor, raise_abs_max,
+    stream,
 };
 use crate::qparams::{Grid, Range, Scheme};
 
@@ -41,79 +43,73 @@ pub(super) fn scale_of(max: f32) -> f32 {
 }
 
 fn abs_max_of<R: Real>(x: &[R]) -> f32 {
-    x.chunks(BLOCK).map(|x| R::with_wide(x, abs_max)).fold(0.0, f32::max)
+    x.chunks(R::AT_ONCE).map(|x| R::with_wide(x, abs_max)).fold(0.0, f32::max)
 }
 
 /// One row after the other, each read again while it is still in the cache.
 fn rows<R: Real>(x: &[R], inner: usize, out: &mut [i8]) -> Vec<f32> {
     let mut scales = vec![0.0; x.len() / inner];
-    let kernel = if inner <= BLOCK { short_rows } else { long_rows };
+    let kernel = if inner <= stream::PIECE { short_rows } else { long_rows };
     let streaming = stream::beyond_caches(out);
-    let together = share(streaming).div_ceil(inner);
+    // The first of several long rows is not read ahead.
+    let together = share(streaming).div_ceil(inner).max(8);
     let size = together * inner;
     let parts = x.chunks(size).zip(out.chunks_mut(size)).zip(scales.chunks_mut(together));
     share_out(x.len(), parts, |((x, out), scales)| kernel(x, scales, out, streaming));
     scales
 }
 
-/// Elements of rows that are worked on together while others are read ahead.
-const SEVERAL: usize = 1024;
-
 /// [`rows`] of which several, or one at least, are a block.
 fn short_rows<R: Real>(x: &[R], scales: &mut [f32], out: &mut [i8], streaming: bool) {
     let inner = x.len() / scales.len();
-    let mut kernel = |part: std::ops::Range<usize>, out: &mut [i8]| {
+    let kernel = |part: std::ops::Range<usize>, out: &mut [i8]| {
         let scales = &mut scales[part.start / inner..part.end / inner];
         R::with_wide(&x[part], |x| absmax_quantize_rows(x, scales, out));
     };
     if streaming {
-        let unit = (SEVERAL / inner).max(1) * inner;
-        return stream::through(&x[stream::PIECE.min(x.len())..], out, unit, kernel);
+        return stream::through(out, inner, kernel);
     }
-    let step = BLOCK / inner * inner;
-    for (i, out) in out.chunks_mut(step).enumerate() {
-        kernel(i * step..i * step + out.len(), out);
-    }
+    in_blocks(out, BLOCK / inner * inner, kernel);
 }
 
-/// [`rows`] longer than a block. While the integers of one are worked out, the next one is read ahead.
+/// [`rows`] that are longer. While the integers of one are worked out, which is in the cache by then, the next one is read.
 fn long_rows<R: Real>(x: &[R], scales: &mut [f32], out: &mut [i8], streaming: bool) {
     let inner = x.len() / scales.len();
-    for (i, (out, scale)) in out.chunks_mut(inner).zip(scales).enumerate() {
-        let (row, next) = x[i * inner..].split_at(inner);
-        *scale = scale_of(abs_max_of(row));
+    let mut max = abs_max_of(&x[..inner]);
+    let rows = x.chunks(inner).zip(x.chunks(inner).skip(1).chain([&[][..]]));
+    for (((row, next), out), scale) in rows.zip(out.chunks_mut(inner)).zip(scales) {
+        *scale = scale_of(max);
+        max = 0.0;
+        let steps = Uniform::new(*scale, 0, -127, 127);
         let kernel = |part: std::ops::Range<usize>, out: &mut [i8]| {
-            R::with_wide(&row[part], |x| quantize_clamped(x, *scale, 0, -127, 127, out));
+            // After the last row, the same again, for nothing.
+            let next = next.get(part.clone()).unwrap_or(&row[part.clone()]);
+            let found = R::with_wide(&row[part], |x| {
+                R::with_wide(next, |next| quantize_and_abs_max(x, steps, out, next))
+            });
+            max = found.max(max);
         };
         if streaming {
-            stream::through(next, out, 1, kernel);
+            stream::through(out, 1, kernel);
         } else {
-            for (i, out) in out.chunks_mut(BLOCK).enumerate() {
-                kernel(i * BLOCK..i * BLOCK + out.len(), out);
-            }
+            in_blocks(out, R::AT_ONCE, kernel);
         }
     }
 }
 
-/// Rows that are read together, so that the maxima of their columns are read and written once for all of them.
-const ROWS: usize = 4;
+/// Has `kernel(places, their results)` make results, of so many elements at once.
+fn in_blocks(out: &mut [i8], block: usize, mut kernel: impl FnMut(std::ops::Range<usize>, &mut [i8])) {
+    for (i, out) in out.chunks_mut(block).enumerate() {
+        kernel(i * block..i * block + out.len(), out);
+    }
+}
 
 /// Raises the maxima of columns to the magnitudes in whole rows.
 fn raise_by_rows<R: Real>(maxima: &mut [f32], x: &[R]) {
     let row = maxima.len();
-    let mut groups = x.chunks_exact(ROWS * row);
-    for group in &mut groups {
-        for (i, max) in maxima.chunks_mut(BLOCK).enumerate() {
-            let [a, b, c, d] = std::array::from_fn(|r| &group[r * row + i * BLOCK..][..max.len()]);
-            R::with_wide(a, |a| {
-                R::with_wide(b, |b| {
-                    R::with_wide(c, |c| R::with_wide(d, |d| raise_abs_max_by_rows(max, [a, b, c, d])));
-                });
-            });
-        }
-    }
-    for x in groups.remainder().chunks(row) {
-        for (max, x) in maxima.chunks_mut(BLOCK).zip(x.chunks(BLOCK)) {
+    // Several rows at once, or a part of one.
+    for x in x.chunks((R::AT_ONCE / row).max(1) * row) {
+        for (max, x) in maxima.chunks_mut(R::AT_ONCE).zip(x.chunks(R::AT_ONCE)) {
             R::with_wide(x, |x| raise_abs_max(max, x));
         }
     }
@@ -126,7 +122,12 @@ fn maxima<R: Real>(x: &[R], channels: usize, inner: usize) -> Vec<f32> {
         if channels == 1 {
             maxima[0] = abs_max_of(x);
         } else if inner == 1 {
-            raise_by_rows(&mut maxima, x);
+            // Short rows are worked on several together.
+            let mut several = vec![0.0; (LONG / channels).max(1) * channels];
+            let whole = x.len() / several.len() * several.len();
+            raise_by_rows(&mut several, &x[..whole]);
+            raise_by_rows(&mut maxima, &x[whole..]);
+            raise_abs_max(&mut maxima, &several);
         } else {
             for x in x.chunks(channels * inner) {
                 for (max, x) in maxima.iter_mut().zip(x.chunks(inner)) {

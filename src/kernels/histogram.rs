@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use super::lanes::{self, Extremes, WORTHWHILE, bin};
 use super::portable::{SIGN, TINY, count_bins, gather_zeros};
 use super::threads::summarize;
-use super::{BINS, BinTable, Real, stream};
+use super::{BINS, BinTable, Real};
 
 /// Counts of neighbouring bins, and their edges.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,8 +45,7 @@ fn count<R: Real>(x: &[R], table: &mut BinTable) -> Extremes {
     /// Elements beside which it is nothing.
     const MANY: usize = 1 << 18;
     let whole = Mutex::new(&mut *table);
-    let from_memory = stream::beyond_caches(x);
-    let share = |x: &[R], _| lanes::observe(&R::all_widened(x), &whole, from_memory);
+    let share = |x: &[R], _| lanes::observe(&R::all_widened(x), &whole);
     let part = (x.len() / rayon::current_num_threads()).clamp(FEW, MANY);
     let extremes = if x.len() < WORTHWHILE {
         let x = R::all_widened(x);

@@ -1,7 +1,7 @@
 //! Which scale belongs to which element, and the walk over an array in runs that share a kernel call.
 
-use super::stream;
 use super::threads::{SHARE, share, share_out, summarize};
+use super::{Real, stream};
 
 /// How the parameters lie along a C-contiguous array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,13 +35,20 @@ pub enum Run {
     Each(usize),
 }
 
+/// So many elements take much longer than calling a kernel, and with their parameters stay in the first-level cache.
+pub const LONG: usize = 2048;
+
 impl Along {
-    /// Whether there are runs of elements with a parameter each.
-    pub(super) fn has_columns(self) -> bool {
+    /// How often the parameters are to be repeated for runs of elements with one each, and how they lie then: 0 times if there
+    /// are no such runs, so often that the runs are long if every row of the array has the same.
+    pub(super) fn repeated(self, elements: usize) -> (usize, Self) {
         match self {
-            Self::Tensor => false,
-            Self::Axis { inner, .. } => inner == 1,
-            Self::Blocks { inner, .. } => inner != 1,
+            Self::Axis { channels, inner: 1 } => {
+                let times = (LONG.min(elements) / channels.max(1)).max(1);
+                (times, Self::Axis { channels: times * channels, inner: 1 })
+            }
+            Self::Blocks { inner, .. } if inner != 1 => (1, self),
+            _ => (0, self),
         }
     }
 
@@ -65,11 +72,9 @@ impl Along {
     }
 }
 
-/// Elements that a kernel is given at once: input and output stay in the first-level cache.
-pub const BLOCK: usize = 4096;
-
-/// Runs `kernel(its input, their parameters, its output)` over a whole array, by several threads if it is large.
-pub fn map<I: Sync, O: Copy + Default + Send>(
+/// Runs `kernel(its input, their parameters, its output)` over a whole array, one or the other of type `R`, by several threads
+/// if it is large.
+pub fn map<R: Real, I: Sync, O: Copy + Default + Send>(
     along: Along,
     x: &[I],
     out: &mut [O],
@@ -79,13 +84,14 @@ pub fn map<I: Sync, O: Copy + Default + Send>(
     let streaming = stream::beyond_caches(out);
     let each = |start: usize, x: &[I], out: &mut [O]| {
         if !streaming {
-            each_run(along, start, x.len(), |range, run| kernel(&x[range.clone()], run, &mut out[range]));
+            each_run::<R>(along, start, x.len(), |range, run| {
+                kernel(&x[range.clone()], run, &mut out[range])
+            });
             return;
         }
-        let next = &x[stream::PIECE.min(x.len())..];
-        stream::through(next, out, 1, |part, out| {
+        stream::through(out, 1, |part, out| {
             let x = &x[part.clone()];
-            each_run(along, start + part.start, x.len(), |range, run| {
+            each_run::<R>(along, start + part.start, x.len(), |range, run| {
                 kernel(&x[range.clone()], run, &mut out[range]);
             });
         });
@@ -96,21 +102,27 @@ pub fn map<I: Sync, O: Copy + Default + Send>(
 }
 
 /// The sum of `kernel(its input, their parameters)`, always added in the same order.
-pub fn sum<I: Sync>(along: Along, x: &[I], kernel: impl Fn(&[I], Run) -> f64 + Sync) -> f64 {
-    let share = |x: &[I], start| {
+pub fn sum<R: Real>(along: Along, x: &[R], kernel: impl Fn(&[R], Run) -> f64 + Sync) -> f64 {
+    let share = |x: &[R], start| {
         let mut total = 0.0;
-        each_run(along, start, x.len(), |range, run| total += kernel(&x[range], run));
+        each_run::<R>(along, start, x.len(), |range, run| total += kernel(&x[range], run));
         total
     };
     summarize(x, SHARE, share, |a, b| a + b).unwrap_or_default()
 }
 
-/// Splits `length` elements, the first of which is number `start` of the array, into runs of at most [`BLOCK`].
-fn each_run(along: Along, start: usize, length: usize, mut each: impl FnMut(std::ops::Range<usize>, Run)) {
+/// Splits `length` elements, the first of which is number `start` of the array, into runs of at most
+/// [`Real::AT_ONCE`].
+fn each_run<R: Real>(
+    along: Along,
+    start: usize,
+    length: usize,
+    mut each: impl FnMut(std::ops::Range<usize>, Run),
+) {
     let mut at = 0;
     while at < length {
         let (most, run) = along.run(start + at);
-        let end = at + most.min(BLOCK).min(length - at);
+        let end = at + most.min(R::AT_ONCE).min(length - at);
         each(at..end, run);
         at = end;
     }
@@ -119,6 +131,7 @@ fn each_run(along: Along, start: usize, length: usize, mut each: impl FnMut(std:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::f16;
 
     /// Index of the parameter of every element, by definition: `outer × length × inner` elements.
     fn indices(along: Along, n: usize) -> Vec<usize> {
@@ -150,7 +163,7 @@ mod tests {
                     };
                 let x: Vec<usize> = (0..n).collect();
                 let mut out = vec![usize::MAX; n];
-                map(along, &x, &mut out, |x, run, out| {
+                map::<f16, _, _>(along, &x, &mut out, |x, run, out| {
                     for (i, out) in (0..x.len()).zip(out) {
                         *out = match run {
                             Run::One(index) => index,
@@ -159,7 +172,7 @@ mod tests {
                     }
                 });
                 assert!(out == indices(along, n), "{along:?}, {n} elements");
-                assert_eq!(sum(along, &x, |x, _| x.len() as f64), n as f64);
+                assert_eq!(sum(along, &vec![f16::ZERO; n], |x, _| x.len() as f64), n as f64);
             }
         }
     }

@@ -1,8 +1,8 @@
 //! The inner loops: slices in, slices out.
 //!
 //! Every kernel is plain Rust that the compiler vectorises (the loops are in `portable.rs`), compiled once for
-//! the baseline, once for AVX2, and for AVX-512 where `benches/kernels.rs` shows a gain, and chosen at run time. Where a
-//! bench shows that AVX2's own instructions pay, `instructions.rs` has them. Every reduction adds its lanes in one fixed
+//! the baseline, for AVX2 and for AVX-512, and chosen at run time. Where a bench shows that AVX2's own instructions pay,
+//! `instructions.rs` has them. Every reduction adds its lanes in one fixed
 //! order, and a product that may be rounded once or twice only ever decides which integers are beyond doubt, so the
 //! clones agree **bit for bit** and results do not depend on the machine.
 
@@ -31,7 +31,7 @@ use portable::{Columns, Steps, Uniform};
 pub use absmax::absmax_quantize;
 pub use histogram::{Histogram, histogram};
 pub use layout::Along;
-use layout::{BLOCK, Run};
+use layout::Run;
 pub use real::Real;
 use threads::SHARE;
 
@@ -117,22 +117,22 @@ pub fn quantization_error(x: &[f32], scale: f32, zero_point: i32, qmin: i32, qma
     quantization_error_steps(x, Uniform::new(scale, zero_point, qmin, qmax))
 }
 
-#[multiversion(targets("x86_64+avx2+fma+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
 fn quantize_steps<T: QuantInt, S: Steps>(x: &[f32], steps: S, out: &mut [T]) {
     portable::quantize(instructions!(), x, steps, out);
 }
 
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 fn dequantize_steps<T: QuantInt, S: Steps>(q: &[T], steps: S, out: &mut [f32]) {
     portable::dequantize(q, steps, out);
 }
 
-#[multiversion(targets("x86_64+avx2+fma"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
 fn fake_quantize_steps<S: Steps>(x: &[f32], steps: S, out: &mut [f32]) {
     portable::fake_quantize(instructions!(), x, steps, out);
 }
 
-#[multiversion(targets("x86_64+avx2+fma+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
 fn quantization_error_steps<S: Steps>(x: &[f32], steps: S) -> f64 {
     portable::quantization_error(instructions!(), x, steps)
 }
@@ -140,40 +140,40 @@ fn quantization_error_steps<S: Steps>(x: &[f32], steps: S) -> f64 {
 /// Smallest and largest value, `None` if there is none.
 ///
 /// NaNs are skipped ([`count_bins`] tells that they were there) and −0 is reported as 0.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 pub fn min_max(x: &[f32]) -> Option<(f32, f32)> {
     portable::min_max(x)
 }
 
 /// Largest magnitude, 0 for an empty slice. NaNs are skipped.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 pub fn abs_max(x: &[f32]) -> f32 {
     portable::abs_max(x)
 }
 
-/// Raises each maximum to the magnitude of its element. NaNs are skipped.
+/// Raises each maximum to the magnitudes of its elements: of one in each row. NaNs are skipped.
 ///
 /// # Panics
-/// If the slices differ in length.
-#[multiversion(targets("x86_64+avx2"))]
+/// If the second slice is not whole rows as long as the first.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 pub fn raise_abs_max(maxima: &mut [f32], x: &[f32]) {
     portable::raise_abs_max(maxima, x);
 }
 
-/// [`raise_abs_max`] of four slices.
+/// [`quantize`] of one slice, and the [`abs_max`] of another one.
 ///
 /// # Panics
-/// If the slices differ in length.
-#[multiversion(targets("x86_64+avx2"))]
-fn raise_abs_max_by_rows(maxima: &mut [f32], rows: [&[f32]; 4]) {
-    portable::raise_abs_max_by_rows(maxima, rows);
+/// If the lengths do not fit.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
+fn quantize_and_abs_max<T: QuantInt>(x: &[f32], steps: Uniform, out: &mut [T], other: &[f32]) -> f32 {
+    portable::quantize_and_abs_max(instructions!(), x, steps, out, other)
 }
 
 /// [`absmax_quantize`] of rows, as many as scales.
 ///
 /// # Panics
 /// If the lengths do not fit.
-#[multiversion(targets("x86_64+avx2+fma"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
 fn absmax_quantize_rows(x: &[f32], scales: &mut [f32], out: &mut [i8]) {
     portable::absmax_quantize_rows(instructions!(), x, scales, out);
 }
@@ -182,13 +182,13 @@ fn absmax_quantize_rows(x: &[f32], scales: &mut [f32], out: &mut [i8]) {
 ///
 /// # Panics
 /// If the slices differ in length.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 pub fn raise_extents(sizes: &mut [f32], sums: &mut [f32], even: &[f32], odd: &[f32]) -> f64 {
     portable::raise_extents(sizes, sums, even, odd)
 }
 
 /// Sum of the squares, in f64.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 pub fn sum_of_squares(x: &[f32]) -> f64 {
     portable::sum_of_squares(x)
 }
@@ -198,13 +198,13 @@ pub fn sum_of_squares(x: &[f32]) -> f64 {
 ///
 /// # Panics
 /// If the slices differ in length.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 pub fn quantize_columns(x: &[f32], scales: &[f32], out: &mut [i8]) -> f64 {
     portable::quantize_columns(x, scales, out)
 }
 
 /// [`min_max`], and the smallest magnitude that is neither 0 nor NaN, infinite if there is none.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 fn extremes(x: &[f32]) -> (Option<(f32, f32)>, f32) {
     portable::extremes(x)
 }
@@ -230,8 +230,7 @@ pub fn observe(x: &[f32], table: &mut BinTable) -> Option<(f32, f32)> {
         min_max(x)
     } else {
         let table = Mutex::new(&mut *table);
-        let from_memory = stream::beyond_caches(x);
-        let parts = x.chunks(lanes::MOST).map(|part| lanes::observe(part, &table, from_memory).pair);
+        let parts = x.chunks(lanes::MOST).map(|part| lanes::observe(part, &table).pair);
         parts.fold(None, lanes::wider)
     };
     portable::gather_zeros(table);
@@ -270,15 +269,12 @@ macro_rules! with_steps {
     }};
 }
 
-impl<'a> Params<'a> {
-    /// What runs with a parameter for each element have in common.
-    fn columns(self) -> Columns<'a> {
+impl Params<'_> {
+    /// What runs with a parameter for each element have in common, and how it lies along so many elements.
+    fn columns(self, elements: usize) -> (Along, Columns) {
         let Self { scale, zero_point, qmin, qmax, along } = self;
-        if along.has_columns() {
-            Columns::new(scale, zero_point, qmin, qmax)
-        } else {
-            Columns::new(&[], &[], qmin, qmax)
-        }
+        let (times, along) = along.repeated(elements);
+        (along, Columns::new(scale.repeat(times), zero_point.repeat(times), qmin, qmax))
     }
 }
 
@@ -287,8 +283,8 @@ impl<'a> Params<'a> {
 /// # Panics
 /// If the slices differ in length.
 pub fn quantize_tensor<R: Real, T: QuantInt + Default>(x: &[R], params: Params<'_>, out: &mut [T]) {
-    let columns = params.columns();
-    layout::map(params.along, x, out, |x, run, out| {
+    let (along, columns) = params.columns(x.len());
+    layout::map::<R, _, _>(along, x, out, |x, run, out| {
         R::with_wide(x, |x| {
             with_steps!(params, columns, run, x.len(), |steps| quantize_steps(x, steps, out))
         });
@@ -300,8 +296,8 @@ pub fn quantize_tensor<R: Real, T: QuantInt + Default>(x: &[R], params: Params<'
 /// # Panics
 /// If the slices differ in length.
 pub fn dequantize_tensor<T: QuantInt, R: Real>(q: &[T], params: Params<'_>, out: &mut [R]) {
-    let columns = params.columns();
-    layout::map(params.along, q, out, |q, run, out| {
+    let (along, columns) = params.columns(q.len());
+    layout::map::<R, _, _>(along, q, out, |q, run, out| {
         R::narrow(out, |out| {
             with_steps!(params, columns, run, q.len(), |steps| dequantize_steps(q, steps, out));
         });
@@ -313,8 +309,8 @@ pub fn dequantize_tensor<T: QuantInt, R: Real>(q: &[T], params: Params<'_>, out:
 /// # Panics
 /// If the slices differ in length.
 pub fn fake_quantize_tensor<R: Real>(x: &[R], params: Params<'_>, out: &mut [f32]) {
-    let columns = params.columns();
-    layout::map(params.along, x, out, |x, run, out| {
+    let (along, columns) = params.columns(x.len());
+    layout::map::<R, _, _>(along, x, out, |x, run, out| {
         R::with_wide(x, |x| {
             with_steps!(params, columns, run, x.len(), |steps| fake_quantize_steps(x, steps, out));
         });
@@ -323,8 +319,8 @@ pub fn fake_quantize_tensor<R: Real>(x: &[R], params: Params<'_>, out: &mut [f32
 
 /// [`quantization_error`] of a whole tensor, by several threads if it is large; the same however many.
 pub fn quantization_error_tensor<R: Real>(x: &[R], params: Params<'_>) -> f64 {
-    let columns = params.columns();
-    layout::sum(params.along, x, |x, run| {
+    let (along, columns) = params.columns(x.len());
+    layout::sum(along, x, |x, run| {
         R::with_wide(x, |x| {
             with_steps!(params, columns, run, x.len(), |steps| quantization_error_steps(x, steps))
         })
@@ -334,7 +330,7 @@ pub fn quantization_error_tensor<R: Real>(x: &[R], params: Params<'_>) -> f64 {
 /// [`min_max`] of a whole tensor, by several threads if it is large.
 pub fn min_max_tensor<R: Real>(x: &[R]) -> Option<(f32, f32)> {
     let share = |x: &[R], _| {
-        let blocks = x.chunks(BLOCK).map(|x| R::with_wide(x, min_max));
+        let blocks = x.chunks(R::AT_ONCE).map(|x| R::with_wide(x, min_max));
         blocks.fold(None, lanes::wider)
     };
     // Quick, and so in large shares: what is done sooner than another thread is awake is one.

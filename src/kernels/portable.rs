@@ -6,7 +6,7 @@
 use super::absmax::scale_of;
 use super::branchless::{ROUNDER, larger, smaller};
 use super::instructions::{Instructions, LANES};
-use super::{BinTable, QuantInt};
+use super::{BinTable, QuantInt, stream};
 
 /// Scales and zero points of the elements of a slice, as the loops want them.
 pub trait Steps: Copy {
@@ -127,8 +127,8 @@ impl Product {
     }
 }
 
-/// Numbers in a vector of AVX2.
-const WIDTH: usize = 8;
+/// Numbers in a vector of AVX-512, or in two of AVX2.
+const WIDTH: usize = 16;
 
 /// The same scale and zero point for a whole slice.
 #[derive(Clone, Copy)]
@@ -244,9 +244,9 @@ impl Steps for Each<'_> {
 }
 
 /// What [`Each`] wants of the parameters of a tensor: worked out once for all elements that share them.
-pub(super) struct Columns<'a> {
-    scale: &'a [f32],
-    zero_point: &'a [i32],
+pub(super) struct Columns {
+    scale: Vec<f32>,
+    zero_point: Vec<i32>,
     reciprocal: Vec<f32>,
     offset: Vec<f32>,
     qmin: i32,
@@ -254,9 +254,9 @@ pub(super) struct Columns<'a> {
     product: Product,
 }
 
-impl<'a> Columns<'a> {
-    pub(super) fn new(scale: &'a [f32], zero_point: &'a [i32], qmin: i32, qmax: i32) -> Self {
-        let mut pairs = scale.iter().zip(zero_point);
+impl Columns {
+    pub(super) fn new(scale: Vec<f32>, zero_point: Vec<i32>, qmin: i32, qmax: i32) -> Self {
+        let mut pairs = scale.iter().zip(&zero_point);
         let exact_enough = pairs.all(|(&scale, &zero)| Product::is_exact_enough(scale, zero, qmin, qmax));
         let reciprocal = scale.iter().map(|scale| 1.0 / scale).collect();
         let offset = zero_point.iter().map(|&zero| Product::offset(zero)).collect();
@@ -353,6 +353,7 @@ pub(super) fn quantize<T: QuantInt>(by: impl Instructions, x: &[f32], steps: imp
     let (chunks, tail) = x.as_chunks::<LANES>();
     let (places, rest) = out.as_chunks_mut::<LANES>();
     for (i, (chunk, place)) in chunks.iter().zip(places).enumerate() {
+        stream::read_ahead(chunk);
         let at = i * LANES;
         *place = match by.quantize(chunk, steps, at) {
             Some(codes) => codes,
@@ -362,6 +363,25 @@ pub(super) fn quantize<T: QuantInt>(by: impl Instructions, x: &[f32], steps: imp
     for (i, (v, place)) in tail.as_chunks::<1>().0.iter().zip(rest).enumerate() {
         [*place] = narrow(fixed(by, v, steps, chunks.len() * LANES + i), most);
     }
+}
+
+#[inline(always)]
+pub(super) fn quantize_and_abs_max<T: QuantInt>(
+    by: impl Instructions,
+    x: &[f32],
+    steps: Uniform,
+    out: &mut [T],
+    other: &[f32],
+) -> f32 {
+    /// So few elements of each take turns that memory is always asked for some.
+    const TURN: usize = 128;
+    assert!(x.len() == out.len() && x.len() == other.len());
+    let mut max = 0.0;
+    for ((x, out), other) in x.chunks(TURN).zip(out.chunks_mut(TURN)).zip(other.chunks(TURN)) {
+        max = larger(abs_max(other), max);
+        quantize(by, x, steps, out);
+    }
+    max
 }
 
 #[inline(always)]
@@ -407,6 +427,7 @@ pub(super) fn dequantize<T: QuantInt>(q: &[T], steps: impl Steps, out: &mut [f32
     let (chunks, tail) = q.as_chunks::<LANES>();
     let (places, rest) = out.as_chunks_mut::<LANES>();
     for (i, (chunk, place)) in chunks.iter().zip(places).enumerate() {
+        stream::read_ahead(chunk);
         *place = reals(wide(chunk), steps, i * LANES);
     }
     for (i, (q, place)) in tail.as_chunks::<1>().0.iter().zip(rest).enumerate() {
@@ -429,6 +450,7 @@ pub(super) fn fake_quantize(by: impl Instructions, x: &[f32], steps: impl Steps,
     let (chunks, tail) = x.as_chunks::<LANES>();
     let (places, rest) = out.as_chunks_mut::<LANES>();
     for (i, (chunk, place)) in chunks.iter().zip(places).enumerate() {
+        stream::read_ahead(chunk);
         *place = nearest(by, chunk, steps, i * LANES);
     }
     for (i, (v, place)) in tail.as_chunks::<1>().0.iter().zip(rest).enumerate() {
@@ -445,6 +467,7 @@ pub(super) fn quantization_error(by: impl Instructions, x: &[f32], steps: impl S
     };
     let (chunks, tail) = x.as_chunks::<LANES>();
     for (i, chunk) in chunks.iter().enumerate() {
+        stream::read_ahead(chunk);
         let reals = nearest(by, chunk, steps, i * LANES);
         for i in 0..LANES {
             sums[i] += square(reals[i], chunk[i]);
@@ -462,6 +485,7 @@ pub(super) fn min_max(x: &[f32]) -> Option<(f32, f32)> {
     let (chunks, tail) = x.as_chunks::<LANES>();
     let (mut los, mut his) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
     for chunk in chunks {
+        stream::read_ahead(chunk);
         for (i, &v) in chunk.iter().enumerate() {
             los[i] = smaller(v, los[i]);
             his[i] = larger(v, his[i]);
@@ -505,26 +529,27 @@ fn raise(maxima: &mut [f32; LANES], x: &[f32; LANES]) {
 
 #[inline(always)]
 pub(super) fn raise_abs_max(maxima: &mut [f32], x: &[f32]) {
-    assert_eq!(x.len(), maxima.len());
-    let (chunks, tail) = x.as_chunks::<LANES>();
+    let row = maxima.len();
+    if row == 0 {
+        return assert!(x.is_empty());
+    }
+    assert!(x.len().is_multiple_of(row));
     let (places, rest) = maxima.as_chunks_mut::<LANES>();
-    for (chunk, place) in chunks.iter().zip(places) {
-        raise(place, chunk);
-    }
-    for (&v, max) in tail.iter().zip(rest) {
-        *max = larger(v.abs(), *max);
-    }
-}
-
-/// [`raise_abs_max`] of several slices, whose maxima are read and written once.
-#[inline(always)]
-pub(super) fn raise_abs_max_by_rows<const N: usize>(maxima: &mut [f32], rows: [&[f32]; N]) {
-    for row in rows {
-        assert_eq!(row.len(), maxima.len());
-    }
-    for (at, max) in maxima.iter_mut().enumerate() {
-        for row in rows {
-            *max = larger(row[at].abs(), *max);
+    // Two rows, or one twice: maxima are read and written half as often, and of one the compiler would store some by a mask.
+    for rows in x.chunks(2 * row) {
+        let ((first, tail), (last, last_tail)) =
+            (rows[..row].as_chunks::<LANES>(), rows[rows.len() - row..].as_chunks::<LANES>());
+        for ((first, last), place) in first.iter().zip(last).zip(&mut *places) {
+            stream::read_ahead(first);
+            stream::read_ahead(last);
+            let mut raised = *place;
+            for i in 0..LANES {
+                raised[i] = larger(last[i].abs(), larger(first[i].abs(), raised[i]));
+            }
+            *place = raised;
+        }
+        for ((first, last), max) in tail.iter().zip(last_tail).zip(&mut *rest) {
+            *max = larger(last.abs(), larger(first.abs(), *max));
         }
     }
 }
@@ -577,6 +602,7 @@ pub(super) fn abs_max(x: &[f32]) -> f32 {
     let (chunks, tail) = x.as_chunks::<LANES>();
     let mut maxima = [0.0; LANES];
     for chunk in chunks {
+        stream::read_ahead(chunk);
         raise(&mut maxima, chunk);
     }
     tail.iter().fold(fold(&maxima, larger), |max, &v| larger(v.abs(), max))
@@ -592,6 +618,7 @@ pub(super) fn extremes(x: &[f32]) -> (Option<(f32, f32)>, f32) {
     let (mut los, mut his) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
     let mut keys = [NONE; LANES];
     for chunk in chunks {
+        stream::read_ahead(chunk);
         for (i, &v) in chunk.iter().enumerate() {
             los[i] = smaller(v, los[i]);
             his[i] = larger(v, his[i]);

@@ -5,9 +5,9 @@ use std::sync::{Mutex, PoisonError};
 /// Elements that a thread takes at once.
 pub const SHARE: usize = 1 << 15;
 
-/// The same of arrays that are read ahead or not: nothing is for the first piece of a share.
-pub fn share(read_ahead: bool) -> usize {
-    if read_ahead { 8 * SHARE } else { SHARE }
+/// The same of arrays that are stored past the caches or not: the end of a share waits for that.
+pub fn share(streaming: bool) -> usize {
+    if streaming { 8 * SHARE } else { SHARE }
 }
 
 /// Fewer elements are done before a second thread is awake.
