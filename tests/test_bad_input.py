@@ -224,6 +224,30 @@ def test_empty_messages_by_the_million(number: int) -> None:
         one_line(raised)
 
 
+@pytest.mark.parametrize("opset", [9, 13])
+@pytest.mark.parametrize("declared", [False, True])
+def test_shapes_with_a_billion_entries(declared: bool, opset: int) -> None:
+    """onnx would make a list of them, here and in its converter."""
+    model = with_weights(hostile([4, 4], bytes(64)), "MatMul")
+    model.opset_import[0].version = opset
+    graph = model.graph
+    if declared:
+        graph.input.append(helper.make_tensor_value_info("v", TensorProto.INT64, [10**9]))
+        graph.node.append(helper.make_node("Expand", ["x", "v"], ["u"]))
+    else:
+        graph.initializer.append(numpy_helper.from_array(np.array([10**9]), "length"))
+        graph.node.append(helper.make_node("ConstantOfShape", ["length"], ["v"]))
+        if opset < 13:
+            graph.node.append(helper.make_node("Unsqueeze", ["v"], ["u"], axes=[0]))
+        else:
+            graph.initializer.append(numpy_helper.from_array(np.array([0]), "axes"))
+            graph.node.append(helper.make_node("Unsqueeze", ["v", "axes"], ["u"]))
+    graph.output.append(onnx.ValueInfoProto(name="u"))
+    started = time.process_time()
+    survives(model)
+    assert time.process_time() - started < 3
+
+
 def test_more_dimensions_than_arrays_have() -> None:
     started = time.process_time()
     with pytest.raises(rustq.ModelError) as raised:
