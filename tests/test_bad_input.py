@@ -218,7 +218,7 @@ def test_empty_messages_by_the_million(number: int) -> None:
     content = model.SerializeToString() + many_nodes.field(7, many_nodes.field(number, b"") * 2_000_000)
     for verb in (rustq.load, rustq.fold, rustq.quantize):
         started = time.process_time()
-        with pytest.raises(rustq.ModelError, match="memory of the file, with the .* at byte") as raised:
+        with pytest.raises(rustq.ModelError, match="times the memory of the file") as raised:
             verb(content)
         assert time.process_time() - started < 1
         one_line(raised)
