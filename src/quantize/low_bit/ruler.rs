@@ -64,7 +64,9 @@ impl Ruler {
                 measure_steps::<1>(self.steps(), weights, levels)
             }
             Fit::Symmetric | Fit::Asymmetric => measure_steps::<STRIDE>(self.steps(), weights, levels),
-            Fit::AbsMax | Fit::MeanMagnitude | Fit::Octave => self.by_lane(weights, levels),
+            Fit::AbsMax => self.by_lane(weights, levels, |channel| self.widest(channel).unwrap_or(1.0)),
+            Fit::MeanMagnitude => self.by_lane(weights, levels, mean_magnitude),
+            Fit::Octave => self.by_lane(weights, levels, |channel| self.octave(channel).unwrap_or(1.0)),
         }
     }
 
@@ -73,11 +75,17 @@ impl Ruler {
         Steps { lowest, highest, has_zero: self.has_zero_point() }
     }
 
-    fn by_lane(&self, weights: &[[f32; LANES]], levels: &mut [[i8; LANES]]) -> Grids {
+    /// The levels on the scale that a function finds for each channel.
+    fn by_lane(
+        &self,
+        weights: &[[f32; LANES]],
+        levels: &mut [[i8; LANES]],
+        scale: impl Fn(&[f32]) -> f32,
+    ) -> Grids {
         let mut found = Grids { scale: [1.0; LANES], zero: [0; LANES], noise: [0.0; LANES] };
         for lane in 0..LANES {
             let weights: Vec<f32> = weights.iter().map(|weights| weights[lane]).collect();
-            let scale = self.scale(&weights);
+            let scale = scale(&weights);
             for (level, &w) in levels.iter_mut().zip(&weights) {
                 level[lane] = self.nearest(w, scale);
             }
@@ -86,27 +94,19 @@ impl Ruler {
         found
     }
 
-    /// The scale of the weights of one channel.
-    fn scale(&self, weights: &[f32]) -> f32 {
+    /// The scale that takes in all weights of a channel; none if they are all 0.
+    fn widest(&self, weights: &[f32]) -> Option<f32> {
         let largest = weights.iter().fold(0.0, |largest, w| larger(w.abs(), largest));
-        let top = f32::from(self.levels[self.levels.len() - 1]);
-        match self.codec.fit {
-            Fit::MeanMagnitude => {
-                let sum: f64 = weights.iter().map(|&w| f64::from(w.abs())).sum();
-                (sum / weights.len().max(1) as f64) as f32
-            }
-            _ if largest == 0.0 => 1.0,
-            Fit::AbsMax | Fit::Symmetric | Fit::Asymmetric => largest / top,
-            Fit::Octave => {
-                let scales = (0..STEPS).map(|i| (0.5 - 1.5 * i as f32 / STEPS as f32).exp2() * largest / top);
-                let scales = scales.map(|scale| scale.max(f32::MIN_POSITIVE));
-                let errors: Vec<_> = scales.map(|scale| (self.error(weights, scale), scale)).collect();
-                errors
-                    .into_iter()
-                    .reduce(|best, one| if one.0 < best.0 { one } else { best })
-                    .map_or(1.0, |b| b.1)
-            }
-        }
+        (largest != 0.0).then(|| largest / f32::from(self.levels[self.levels.len() - 1]))
+    }
+
+    /// The scale of the least squared error about that one.
+    fn octave(&self, weights: &[f32]) -> Option<f32> {
+        let widest = self.widest(weights)?;
+        let scales = (0..STEPS).map(|i| (0.5 - 1.5 * i as f32 / STEPS as f32).exp2() * widest);
+        let scales = scales.map(|scale| scale.max(f32::MIN_POSITIVE));
+        let errors = scales.map(|scale| (self.error(weights, scale), scale));
+        errors.reduce(|best, one| if one.0 < best.0 { one } else { best }).map(|(_, scale)| scale)
     }
 
     fn nearest(&self, weight: f32, scale: f32) -> i8 {
@@ -119,6 +119,12 @@ impl Ruler {
         let error = |&w: &f32| f64::from(f32::from(self.nearest(w, scale)) * scale - w).powi(2);
         weights.iter().map(error).sum()
     }
+}
+
+/// The mean of the magnitudes.
+fn mean_magnitude(weights: &[f32]) -> f32 {
+    let sum: f64 = weights.iter().map(|&w| f64::from(w.abs())).sum();
+    (sum / weights.len().max(1) as f64) as f32
 }
 
 /// Levels at equal distances.
