@@ -215,7 +215,9 @@ def test_nodes_without_an_operator() -> None:
 def test_empty_messages_by_the_million(number: int) -> None:
     """Two bytes of a file each, and hundreds in memory."""
     model = with_weights(hostile([4, 4], bytes(64)), "MatMul")
-    content = model.SerializeToString() + many_nodes.field(7, many_nodes.field(number, b"") * 2_000_000)
+    content = model.SerializeToString() + many_nodes.field(
+        7, many_nodes.field(number, b"") * 2_000_000
+    )
     for verb in (rustq.load, rustq.fold, rustq.quantize):
         started = time.process_time()
         with pytest.raises(rustq.ModelError, match="times the memory of the file") as raised:
