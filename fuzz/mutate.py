@@ -37,6 +37,8 @@ LARGEST = 1 << 20
 SECONDS = 10.0
 PATIENCE = 600.0
 LEAST_MEMORY, FACTOR = 256 << 20, 10
+ALL_MEMORY = 8 << 30
+"""What a worker may map, so that a mutant that asks for everything does not take it from others."""
 
 EXTREMES = (0, 1, -1, 2, 127, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63))
 WORDS = ("", "x", "Conv", "MatMul", "Gather", "Reshape", "If", "ai.onnx", "\x00", "n" * 100_000)
@@ -238,6 +240,7 @@ def processor_time(pid: int) -> float:
 def work(seeds: Sequence[bytes], first: int, step: int) -> None:
     """Tries mutants for ever, telling each number before, and the complaint after it."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (ALL_MEMORY, ALL_MEMORY))
     complaint(demo.model_path().read_bytes())  # which imports onnx and ONNX Runtime
     number = first
     while True:

@@ -17,8 +17,10 @@ static MAPPINGS: RwLock<BTreeMap<usize, Mapping>> = RwLock::new(BTreeMap::new())
 
 struct Mapping {
     length: usize,
-    /// The file, if it has a name, and its size and time of change.
-    file: Option<(PathBuf, u64, SystemTime)>,
+    #[cfg_attr(not(unix), expect(dead_code, reason = "only asked where files are read at any place"))]
+    file: File,
+    /// Its name, if it has one, and its size and time of change.
+    named: Option<(PathBuf, u64, SystemTime)>,
 }
 
 /// The content of a file, not read before it is used.
@@ -44,8 +46,8 @@ pub(crate) fn open(path: &Path) -> Result<Bytes> {
     // SAFETY: the mapping is read-only and private. A file that another process truncates meanwhile can still fault;
     // the documentation asks for files that are left alone.
     let map = unsafe { Mmap::map(&file) }?;
-    let file = metadata.modified().ok().map(|time| (path.to_owned(), metadata.len(), time));
-    Ok(Bytes::from_owner(Mapped::new(map, file)))
+    let named = metadata.modified().ok().map(|time| (path.to_owned(), metadata.len(), time));
+    Ok(Bytes::from_owner(Mapped::new(map, file, named)))
 }
 
 /// The file that `bytes` are mapped from, and where they begin in it; `None` if they are from none, or it is another one now.
@@ -53,7 +55,7 @@ pub(crate) fn origin(bytes: &[u8]) -> Option<(PathBuf, usize)> {
     let start = bytes.as_ptr() as usize;
     let mappings = MAPPINGS.read().unwrap_or_else(PoisonError::into_inner);
     let (&first, mapping) = containing(&mappings, start, bytes.len())?;
-    let (path, size, time) = mapping.file.as_ref()?;
+    let (path, size, time) = mapping.named.as_ref()?;
     let now = std::fs::metadata(path).ok()?;
     let same = now.len() == *size && now.modified().is_ok_and(|modified| modified == *time);
     same.then(|| (path.clone(), start - first))
@@ -69,11 +71,17 @@ fn containing(
     found.filter(|(first, mapping)| start + length <= *first + mapping.length)
 }
 
-/// Memory in a file without a name, for what is too much to keep in this process's own.
+/// Memory in a file without a name.
+pub(crate) struct Scratch {
+    pub map: MmapMut,
+    file: File,
+}
+
+/// Such memory, for what is too much to keep in this process's own.
 ///
 /// # Errors
 /// When there is no room for it.
-pub(crate) fn scratch(size: usize) -> Result<MmapMut> {
+pub(crate) fn scratch(size: usize) -> Result<Scratch> {
     #[cfg(target_os = "linux")]
     {
         use std::os::fd::AsRawFd;
@@ -86,7 +94,8 @@ pub(crate) fn scratch(size: usize) -> Result<MmapMut> {
             return Err(std::io::Error::last_os_error());
         }
         // SAFETY: nobody else can open the file, and it has the room it needs.
-        unsafe { MmapMut::map_mut(&file) }
+        let map = unsafe { MmapMut::map_mut(&file) }?;
+        Ok(Scratch { map, file })
     }
     #[cfg(not(target_os = "linux"))]
     {
@@ -96,10 +105,10 @@ pub(crate) fn scratch(size: usize) -> Result<MmapMut> {
 }
 
 /// What was written to such memory.
-pub(crate) fn finished(scratch: MmapMut) -> Bytes {
-    match scratch.make_read_only() {
+pub(crate) fn finished(scratch: Scratch) -> Bytes {
+    match scratch.map.make_read_only() {
         Ok(map) => {
-            let bytes = Bytes::from_owner(Mapped::new(map, None));
+            let bytes = Bytes::from_owner(Mapped::new(map, scratch.file, None));
             release(&bytes);
             bytes
         }
@@ -111,9 +120,9 @@ pub(crate) fn finished(scratch: MmapMut) -> Bytes {
 struct Mapped(Mmap);
 
 impl Mapped {
-    fn new(map: Mmap, file: Option<(PathBuf, u64, SystemTime)>) -> Self {
+    fn new(map: Mmap, file: File, named: Option<(PathBuf, u64, SystemTime)>) -> Self {
         let mut mappings = MAPPINGS.write().unwrap_or_else(PoisonError::into_inner);
-        mappings.insert(map.as_ptr() as usize, Mapping { length: map.len(), file });
+        mappings.insert(map.as_ptr() as usize, Mapping { length: map.len(), file, named });
         Self(map)
     }
 }
@@ -140,27 +149,24 @@ pub(crate) fn trim() {
     }
 }
 
-/// Reads `bytes` and puts their pages into this process's memory, if they are those of a mapped file: at once, which is quicker
-/// than where each page is first touched.
-pub(crate) fn fetch(bytes: &[u8]) {
-    #[cfg(target_os = "linux")]
+/// Reads `bytes` into `buffer` from the file that they are mapped from; returns whether that was possible. It takes less than
+/// to put their pages into this process's memory and to give them back.
+pub(crate) fn read(bytes: &[u8], buffer: &mut [u8]) -> bool {
+    #[cfg(unix)]
     {
-        let (start, end) = (bytes.as_ptr() as usize, bytes.as_ptr() as usize + bytes.len());
-        let first = start / page_size() * page_size();
+        use std::os::unix::fs::FileExt;
+        let start = bytes.as_ptr() as usize;
         let mappings = MAPPINGS.read().unwrap_or_else(PoisonError::into_inner);
-        if first < end && containing(&mappings, start, bytes.len()).is_some() {
-            // The first has the disk read all of it; the second waits for that. A system that knows neither reads them later.
-            for advice in [libc::MADV_WILLNEED, libc::MADV_POPULATE_READ] {
-                // SAFETY: the pages lie within a mapping, which begins with a page, and exists as long as `bytes` do. Nothing
-                // but when they are read changes.
-                unsafe {
-                    libc::madvise(first as *mut libc::c_void, end - first, advice);
-                }
-            }
-        }
+        let found = containing(&mappings, start, bytes.len());
+        found.is_some_and(|(first, mapping)| {
+            mapping.file.read_exact_at(buffer, (start - first) as u64).is_ok()
+        })
     }
-    #[cfg(not(target_os = "linux"))]
-    let _ = bytes;
+    #[cfg(not(unix))]
+    {
+        let _ = (bytes, buffer);
+        false
+    }
 }
 
 #[cfg(target_os = "linux")]

@@ -1,5 +1,6 @@
 //! Opening and saving models. A [`Model`] is immutable from outside; a stage makes a new one from it.
 
+mod budget;
 mod external;
 mod files;
 mod pieces;
@@ -70,7 +71,7 @@ impl Model {
             return Err(not_onnx("the file is empty".to_owned()));
         }
         let length = bytes.len();
-        let proto = ModelProto::decode(bytes).map_err(|e| not_onnx(e.to_string()))?;
+        let proto = message(bytes).map_err(not_onnx)?;
         if proto.graph.is_none() || proto.opset_import.is_empty() && proto.functions.is_empty() {
             return Err(not_onnx("it has no graph or no operator set".to_owned()));
         }
@@ -122,7 +123,7 @@ impl Model {
     pub fn weight_bytes(&self) -> usize {
         let constants = self.graph().node.iter().filter(|node| node.op_type() == "Constant");
         let constants =
-            constants.flat_map(|node| &node.attribute).filter_map(|attribute| attribute.t.as_ref());
+            constants.flat_map(|node| &node.attribute).filter_map(|attribute| attribute.t.as_deref());
         self.graph().initializer.iter().chain(constants).map(Message::encoded_len).sum()
     }
 
@@ -187,6 +188,14 @@ impl Model {
         let mut pieces = Pieces::default();
         self.proto.encode(&mut pieces).map_err(|e| Error::Model(e.to_string()))?;
         Ok(pieces.finish())
+    }
+}
+
+/// The message in a file, or why there is none.
+fn message(bytes: Bytes) -> Result<ModelProto, String> {
+    match budget::excess(&bytes) {
+        Some(reason) => Err(reason),
+        None => ModelProto::decode(bytes).map_err(|error| error.to_string()),
     }
 }
 

@@ -93,8 +93,8 @@ pub struct AttributeProto {
     pub i: Option<i64>,
     #[prost(bytes = "bytes", optional, tag = "4")]
     pub s: Option<Bytes>,
-    #[prost(message, optional, tag = "5")]
-    pub t: Option<TensorProto>,
+    #[prost(message, optional, boxed, tag = "5")]
+    pub t: Option<Box<TensorProto>>,
     #[prost(message, optional, boxed, tag = "6")]
     pub g: Option<Box<GraphProto>>,
     #[prost(float, repeated, packed = "false", tag = "7")]
@@ -109,16 +109,16 @@ pub struct AttributeProto {
     pub graphs: Vec<GraphProto>,
     #[prost(string, optional, tag = "13")]
     pub doc_string: Option<String>,
-    #[prost(message, optional, tag = "14")]
-    pub tp: Option<TypeProto>,
+    #[prost(message, optional, boxed, tag = "14")]
+    pub tp: Option<Box<TypeProto>>,
     #[prost(message, repeated, tag = "15")]
     pub type_protos: Vec<TypeProto>,
     #[prost(int32, optional, tag = "20")]
     pub r#type: Option<i32>,
     #[prost(string, optional, tag = "21")]
     pub ref_attr_name: Option<String>,
-    #[prost(message, optional, tag = "22")]
-    pub sparse_tensor: Option<SparseTensorProto>,
+    #[prost(message, optional, boxed, tag = "22")]
+    pub sparse_tensor: Option<Box<SparseTensorProto>>,
     #[prost(message, repeated, tag = "23")]
     pub sparse_tensors: Vec<SparseTensorProto>,
 }
@@ -129,8 +129,8 @@ pub struct TensorProto {
     pub dims: Vec<i64>,
     #[prost(int32, optional, tag = "2")]
     pub data_type: Option<i32>,
-    #[prost(message, optional, tag = "3")]
-    pub segment: Option<TensorSegment>,
+    #[prost(message, optional, boxed, tag = "3")]
+    pub segment: Option<Box<TensorSegment>>,
     #[prost(float, repeated, packed = "true", tag = "4")]
     pub float_data: Vec<f32>,
     #[prost(int32, repeated, packed = "true", tag = "5")]
@@ -179,8 +179,8 @@ pub struct TypeProto {
     pub map_type: Option<TypeMap>,
     #[prost(string, optional, tag = "6")]
     pub denotation: Option<String>,
-    #[prost(message, optional, tag = "7")]
-    pub opaque_type: Option<TypeOpaque>,
+    #[prost(message, optional, boxed, tag = "7")]
+    pub opaque_type: Option<Box<TypeOpaque>>,
     #[prost(message, optional, tag = "8")]
     pub sparse_tensor_type: Option<TypeSparseTensor>,
     #[prost(message, optional, tag = "9")]
@@ -289,10 +289,10 @@ pub struct TensorSegment {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SparseTensorProto {
-    #[prost(message, optional, tag = "1")]
-    pub values: Option<TensorProto>,
-    #[prost(message, optional, tag = "2")]
-    pub indices: Option<TensorProto>,
+    #[prost(message, optional, boxed, tag = "1")]
+    pub values: Option<Box<TensorProto>>,
+    #[prost(message, optional, boxed, tag = "2")]
+    pub indices: Option<Box<TensorProto>>,
     #[prost(int64, repeated, packed = "false", tag = "3")]
     pub dims: Vec<i64>,
 }

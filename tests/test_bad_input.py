@@ -200,7 +200,7 @@ def test_weights_that_do_not_fill_their_shape_are_named(dims: list[int], size: i
 def test_nodes_without_an_operator() -> None:
     """Two bytes of a file each."""
     model = with_weights(hostile([4, 4], bytes(64)), "MatMul")
-    graph = b"\x0a\x00" * 200_000 + model.graph.SerializeToString()
+    graph = b"\x0a\x00" * 50_000 + model.graph.SerializeToString()
     model.ClearField("graph")
     content = model.SerializeToString() + many_nodes.field(7, graph)
     for verb in (rustq.fold, rustq.quantize):
@@ -209,6 +209,45 @@ def test_nodes_without_an_operator() -> None:
             verb(content)
         assert time.process_time() - started < 2
         one_line(raised)
+
+
+@pytest.mark.parametrize("number", [1, 5, 11], ids=["node", "initializer", "input"])
+def test_empty_messages_by_the_million(number: int) -> None:
+    """Two bytes of a file each, and hundreds in memory."""
+    model = with_weights(hostile([4, 4], bytes(64)), "MatMul")
+    content = model.SerializeToString() + many_nodes.field(
+        7, many_nodes.field(number, b"") * 2_000_000
+    )
+    for verb in (rustq.load, rustq.fold, rustq.quantize):
+        started = time.process_time()
+        with pytest.raises(rustq.ModelError, match="times the memory of the file") as raised:
+            verb(content)
+        assert time.process_time() - started < 1
+        one_line(raised)
+
+
+@pytest.mark.parametrize("opset", [9, 13])
+@pytest.mark.parametrize("declared", [False, True])
+def test_shapes_with_a_billion_entries(declared: bool, opset: int) -> None:
+    """onnx would make a list of them, here and in its converter."""
+    model = with_weights(hostile([4, 4], bytes(64)), "MatMul")
+    model.opset_import[0].version = opset
+    graph = model.graph
+    if declared:
+        graph.input.append(helper.make_tensor_value_info("v", TensorProto.INT64, [10**9]))
+        graph.node.append(helper.make_node("Expand", ["x", "v"], ["u"]))
+    else:
+        graph.initializer.append(numpy_helper.from_array(np.array([10**9]), "length"))
+        graph.node.append(helper.make_node("ConstantOfShape", ["length"], ["v"]))
+        if opset < 13:
+            graph.node.append(helper.make_node("Unsqueeze", ["v"], ["u"], axes=[0]))
+        else:
+            graph.initializer.append(numpy_helper.from_array(np.array([0]), "axes"))
+            graph.node.append(helper.make_node("Unsqueeze", ["v", "axes"], ["u"]))
+    graph.output.append(onnx.ValueInfoProto(name="u"))
+    started = time.process_time()
+    survives(model)
+    assert time.process_time() - started < 3
 
 
 def test_more_dimensions_than_arrays_have() -> None:

@@ -48,6 +48,8 @@ def at_least(model: _rustq.Model, opset: int) -> tuple[_rustq.Model, str]:
     from onnx import version_converter
 
     try:
+        if model.has_long_vectors:  # the converter infers shapes
+            raise ModelError("a vector is too long to be looked at entry by entry")
         _check(model)
         proto = onnx.load_model_from_string(model.to_bytes())
         converted = version_converter.convert_version(proto, opset)

@@ -12,6 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rustq.folding import inferred_values
+
 if TYPE_CHECKING:
     import onnx
 
@@ -53,7 +55,7 @@ def _counts(model: _rustq.Model) -> dict[str, int]:
             if not dim.HasField("dim_value"):
                 dim.dim_value = OPEN
     try:
-        graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+        graph = inferred_values(proto).graph
     except Exception:  # onnx raises several errors without a base class; all mean the same here
         return {}
     activations.update(name for node in graph.node for name in node.output)

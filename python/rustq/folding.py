@@ -19,7 +19,7 @@ from rustq.model import Model
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FoldRecord", "FoldedModel", "folded", "specialized"]
+__all__ = ["FoldRecord", "FoldedModel", "folded", "inferred_values", "specialized"]
 
 ROUNDS = 8
 """Shapes that follow from constants that follow from shapes: how often."""
@@ -93,18 +93,37 @@ def specialized(core: _rustq.Model, shapes: Mapping[str, Sequence[int]]) -> _rus
     fixed = folded(core.with_input_shapes(shapes))._core
     proto = onnx.load_model_from_string(fixed.skeleton().to_bytes())
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+        inferred = inferred_values(proto, strict_mode=True)
     except Exception as error:  # onnx raises several errors without a base class
         reason = " ".join(str(error).split())
         raise ModelError(f"the shapes of values cannot be inferred: {reason}") from None
     return fixed.described_as(_rustq.Model.from_bytes(inferred.SerializeToString()))
 
 
+def inferred_values(proto: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
+    """`proto` with the shapes that onnx infers, also from what vectors of lengths hold.
+
+    Raises:
+        ModelError: a vector is so long that its entries would fill the memory.
+        Exception: onnx raises several errors without a base class.
+    """
+    import onnx
+
+    for data_prop in (False, True):
+        if _rustq.Model.from_bytes(proto.SerializeToString()).has_long_vectors:
+            raise ModelError("a vector is too long to be looked at entry by entry")
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=data_prop, **options)
+    return proto
+
+
 def _with_inferred_shapes(model: _rustq.Model) -> _rustq.Model:
-    """`model` describing its values as onnx infers them; not at all if onnx cannot."""
+    """`model` describing its values as onnx infers them; not at all if onnx cannot, or would fill
+    the memory."""
     import onnx
 
     skeleton = model.skeleton()
+    if skeleton.has_long_vectors:
+        return model.with_values_of(skeleton)
     try:
         proto = onnx.load_model_from_string(skeleton.to_bytes())
         inferred = onnx.shape_inference.infer_shapes(proto)

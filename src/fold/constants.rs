@@ -28,7 +28,7 @@ pub(super) fn constant(graph: &Graph, id: NodeId) -> Result<Verdict> {
 /// The value as a tensor named `name` (Constant-13: `value`, `value_float`, `value_floats`, `value_int`, `value_ints`).
 fn as_tensor(attribute: &AttributeProto, name: &str) -> Option<TensorProto> {
     Some(match attribute.name() {
-        "value" => TensorProto { name: Some(name.to_owned()), ..attribute.t.clone()? },
+        "value" => TensorProto { name: Some(name.to_owned()), ..attribute.t.as_deref()?.clone() },
         "value_float" => tensor(name, &[], &[attribute.f()]),
         "value_floats" => tensor(name, &[attribute.floats.len()], &attribute.floats),
         "value_int" => tensor(name, &[], &[attribute.i()]),

@@ -19,6 +19,10 @@ const SMALL: usize = 1 << 10;
 /// Weights beyond this size are not handed to anyone for evaluation.
 const LARGE: usize = 1 << 26;
 
+/// The most entries of a vector that may be a shape, by far. onnx keeps 48 bytes for each entry of what an operator reads as
+/// one, and nothing has to be there for that but the number.
+const LONGEST: i64 = 1 << 22;
+
 /// Operators that rules understand better when they know shapes, or that compute with shapes.
 const SHAPED: &[&str] = &[
     "BatchNormalization",
@@ -59,6 +63,20 @@ pub fn wants_evidence(model: &Model) -> bool {
         node.is("MatMul") && reader.is_some_and(|reader| graph.node(reader).is("Add"))
     };
     (0..graph.nodes().len()).any(|id| shaped(id) || biased(id)) || !constant_nodes(&graph).is_empty()
+}
+
+/// Whether a vector is longer than onnx can take for a shape in the memory there is.
+pub fn has_long_vectors(graph: &GraphProto) -> bool {
+    let long = |value: &ValueInfoProto| {
+        let tensor = value.r#type.as_ref().and_then(|kind| kind.tensor_type.as_ref());
+        let shape = tensor.and_then(|tensor| tensor.shape.as_ref());
+        shape.is_some_and(|shape| matches!(&shape.dim[..], [length] if length.dim_value() > LONGEST))
+    };
+    let constant = |tensor: &TensorProto| matches!(tensor.dims[..], [length] if length > LONGEST);
+    let bodies = || graph.node.iter().flat_map(|node| &node.attribute).flat_map(subgraphs);
+    graph.input.iter().chain(&graph.output).chain(&graph.value_info).any(long)
+        || graph.initializer.iter().any(constant)
+        || bodies().any(has_long_vectors)
 }
 
 /// `model` without the data of its large initializers, which become inputs, and without what it says of shapes.

@@ -5,7 +5,6 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use prost::Message;
 
 use super::files::folder;
 use super::{Model, tensors};
@@ -151,7 +150,7 @@ pub(super) fn files_of(path: &Path) -> BTreeSet<PathBuf> {
 /// The locations of external data that a file refers to; none if it is not a model.
 fn referred_to(path: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    let decoded = mapped::open(path).ok().and_then(|content| ModelProto::decode(content).ok());
+    let decoded = mapped::open(path).ok().and_then(|content| super::message(content).ok());
     if let Some(mut model) = decoded {
         // Nothing in the visit fails.
         let _ = tensors::visit(&mut model, &mut |tensor| {

@@ -94,16 +94,16 @@ fn temporary(path: &Path, pieces: &[Bytes], scratch: bool) -> Result<NamedTempFi
     let write = || -> IoResult<NamedTempFile> {
         let mut file = tempfile::Builder::new().prefix(".rustq-").tempfile_in(folder(path))?;
         let (mut started, mut written) = (0, 0);
-        for piece in pieces {
-            for part in piece.chunks(PART) {
-                file.as_file_mut().write_all(part)?;
-                written += part.len();
-                if written - started >= PART && !scratch {
-                    start_writing(file.as_file(), started, written - started);
-                    started = written;
-                }
+        let mut buffer = vec![0; PART];
+        for part in pieces.iter().flat_map(|piece| piece.chunks(PART)) {
+            let copied = &mut buffer[..part.len()];
+            let content = if mapped::read(part, copied) { copied } else { part };
+            file.as_file_mut().write_all(content)?;
+            written += part.len();
+            if written - started >= STRETCH && !scratch {
+                start_writing(file.as_file(), started, written - started);
+                started = written;
             }
-            mapped::release(piece);
         }
         if !scratch {
             file.as_file().sync_all()?;
@@ -115,7 +115,8 @@ fn temporary(path: &Path, pieces: &[Bytes], scratch: bool) -> Result<NamedTempFi
 }
 
 /// Bytes that are written at a time, and that the disk is told of together.
-const PART: usize = 1 << 24;
+const PART: usize = 1 << 19;
+const STRETCH: usize = 1 << 24;
 
 /// Has the system begin to write `length` bytes at `start` to the disk while more are produced, so that the sync at the end
 /// finds little left to do.

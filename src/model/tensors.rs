@@ -31,15 +31,16 @@ fn node(node: &mut NodeProto, each: &mut Visit) -> Result<()> {
 }
 
 fn attribute(attribute: &mut AttributeProto, each: &mut Visit) -> Result<()> {
-    attribute.t.iter_mut().chain(&mut attribute.tensors).try_for_each(&mut *each)?;
+    attribute.t.as_deref_mut().into_iter().chain(&mut attribute.tensors).try_for_each(&mut *each)?;
     attribute
         .sparse_tensor
-        .iter_mut()
+        .as_deref_mut()
+        .into_iter()
         .chain(&mut attribute.sparse_tensors)
         .try_for_each(|t| sparse(t, each))?;
-    attribute.g.iter_mut().map(|g| &mut **g).chain(&mut attribute.graphs).try_for_each(|g| graph(g, each))
+    attribute.g.as_deref_mut().into_iter().chain(&mut attribute.graphs).try_for_each(|g| graph(g, each))
 }
 
 fn sparse(tensor: &mut SparseTensorProto, each: &mut Visit) -> Result<()> {
-    [&mut tensor.values, &mut tensor.indices].into_iter().flatten().try_for_each(each)
+    [&mut tensor.values, &mut tensor.indices].into_iter().flatten().try_for_each(|t| each(t))
 }

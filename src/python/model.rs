@@ -83,6 +83,12 @@ impl PyModel {
         run(py, || evidence::skeleton(&self.0)).map(Self)
     }
 
+    /// Whether a vector is longer than onnx can take for a shape in the memory there is.
+    #[getter]
+    fn has_long_vectors(&self) -> bool {
+        evidence::has_long_vectors(self.0.graph())
+    }
+
     /// The model with the descriptions of values of `other`.
     fn with_values_of(&self, py: Python<'_>, other: &Self) -> PyResult<Self> {
         run(py, || evidence::with_values_of(&self.0, &other.0)).map(Self)

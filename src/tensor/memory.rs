@@ -20,7 +20,7 @@ static TAKEN: AtomicUsize = AtomicUsize::new(0);
 pub(crate) enum Memory {
     Small(Vec<u8>),
     Large(Anonymous),
-    File(MmapMut),
+    File(mapped::Scratch),
 }
 
 impl Memory {
@@ -28,9 +28,9 @@ impl Memory {
     pub fn zeroed(size: usize) -> Self {
         if size >= HUGE
             && TAKEN.load(Ordering::Relaxed).saturating_add(size) > MOST
-            && let Ok(map) = mapped::scratch(size)
+            && let Ok(scratch) = mapped::scratch(size)
         {
-            return Self::File(map);
+            return Self::File(scratch);
         }
         Self::passing(size)
     }
@@ -59,7 +59,7 @@ impl Memory {
     pub fn as_mut(&mut self) -> &mut [u8] {
         match self {
             Self::Small(bytes) => bytes,
-            Self::Large(Anonymous(map)) | Self::File(map) => map,
+            Self::Large(Anonymous(map)) | Self::File(mapped::Scratch { map, .. }) => map,
         }
     }
 }
@@ -69,7 +69,7 @@ impl From<Memory> for Bytes {
         match memory {
             Memory::Small(bytes) => bytes.into(),
             Memory::Large(memory) => Self::from_owner(memory),
-            Memory::File(map) => mapped::finished(map),
+            Memory::File(scratch) => mapped::finished(scratch),
         }
     }
 }

@@ -10,10 +10,6 @@ use crate::error::Result;
 use crate::mapped;
 use crate::onnx::TensorProto;
 
-/// Bytes of a mapped file that may stay in this process's memory as long as they are looked at: for as many, reading them twice
-/// costs less than giving their pages back and asking for them again.
-const KEPT: usize = 1 << 26;
-
 /// Values of a float32, float16, bfloat16 or float64 tensor. The pages of a mapped file are given back in the end.
 pub struct Parts<'t> {
     source: Source<'t>,
@@ -82,24 +78,26 @@ impl<'t> Parts<'t> {
         }
     }
 
-    /// What `of` says about each part of `size` values, the last one being shorter, in order. Gives the pages of a mapped
-    /// file back at once, if they are many.
+    /// What `of` says about each part of `size` values, the last one being shorter, in order.
     pub fn map<T: Send>(&self, size: usize, of: impl Fn(usize, &[f32]) -> T + Sync) -> Vec<T> {
         let starts = (0..self.length).into_par_iter().step_by(size.max(1));
-        let parts = starts.map(|start| {
+        let parts = starts.map_init(Vec::new, |buffer, start| {
             let range = start..self.length.min(start + size);
-            let bytes = match &self.source {
-                Source::Bytes(Pages(bytes)) => bytes[range.clone()].as_flattened(),
-                Source::Values(_) => &[],
-            };
-            mapped::fetch(bytes);
-            let answer = of(start, &self.part(range));
-            if size_of::<f32>() * self.length > KEPT {
-                mapped::release(bytes);
-            }
-            answer
+            of(start, &self.read(range, buffer))
         });
         parts.collect()
+    }
+
+    /// The values of these indices, by way of the buffer if they are those of a mapped file.
+    fn read<'s>(&'s self, range: Range<usize>, buffer: &'s mut Vec<f32>) -> Cow<'s, [f32]> {
+        if let Source::Bytes(Pages(bytes)) = &self.source {
+            buffer.resize(range.len(), 0.0);
+            let bytes = bytes[range.clone()].as_flattened();
+            if cfg!(target_endian = "little") && mapped::read(bytes, bytemuck::cast_slice_mut(buffer)) {
+                return Cow::Borrowed(buffer);
+            }
+        }
+        self.part(range)
     }
 }
 

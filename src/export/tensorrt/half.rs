@@ -89,7 +89,7 @@ fn lower_attributes(node: &mut NodeProto) -> Result<()> {
         if attribute.name() == typed && attribute.i() == i64::from(FLOAT) {
             attribute.i = Some(HALF.into());
         }
-        if let Some(value) = attribute.t.as_mut().filter(|t| t.data_type() == FLOAT) {
+        if let Some(value) = attribute.t.as_deref_mut().filter(|t| t.data_type() == FLOAT) {
             *value = half_tensor(value)?;
         }
     }

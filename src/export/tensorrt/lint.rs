@@ -283,7 +283,7 @@ impl<'m> Linter<'_, 'm> {
     /// A constant: an initializer, or what a Constant node holds.
     fn constant(&self, name: &str) -> Option<&'m TensorProto> {
         let node = || self.producer(Some(name)).filter(|node| node.is("Constant"));
-        let held = || node().and_then(|node| node.attribute("value")).and_then(|value| value.t.as_ref());
+        let held = || node().and_then(|node| node.attribute("value")).and_then(|value| value.t.as_deref());
         self.graph.constant(name).or_else(held)
     }
 

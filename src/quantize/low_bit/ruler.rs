@@ -2,7 +2,7 @@
 //!
 //! A format with levels at equal distances is measured in steps of the scale s: with t = w / s and q the integer nearest to t
 //! within the range, the squared error is s² · Σ (q − t)². It is worked out for every third of [`STEPS`] scales, the widest
-//! range first, and then for those beside the best one. Narrower ranges have less to round and clip more, so that the
+//! range first, two at a time, and then for those beside the best one. Narrower ranges have less to round and clip more, so that the
 //! error falls and then rises: where it is well above the least so far, no later one is tried. The sums of a lane are
 //! added in the order of its weights, so that every instruction set has the same.
 
@@ -64,7 +64,9 @@ impl Ruler {
                 measure_steps::<1>(self.steps(), weights, levels)
             }
             Fit::Symmetric | Fit::Asymmetric => measure_steps::<STRIDE>(self.steps(), weights, levels),
-            Fit::AbsMax | Fit::MeanMagnitude | Fit::Octave => self.by_lane(weights, levels),
+            Fit::AbsMax => self.by_lane(weights, levels, |channel| self.widest(channel).unwrap_or(1.0)),
+            Fit::MeanMagnitude => self.by_lane(weights, levels, mean_magnitude),
+            Fit::Octave => self.by_lane(weights, levels, |channel| self.octave(channel).unwrap_or(1.0)),
         }
     }
 
@@ -73,11 +75,17 @@ impl Ruler {
         Steps { lowest, highest, has_zero: self.has_zero_point() }
     }
 
-    fn by_lane(&self, weights: &[[f32; LANES]], levels: &mut [[i8; LANES]]) -> Grids {
+    /// The levels on the scale that a function finds for each channel.
+    fn by_lane(
+        &self,
+        weights: &[[f32; LANES]],
+        levels: &mut [[i8; LANES]],
+        scale: impl Fn(&[f32]) -> f32,
+    ) -> Grids {
         let mut found = Grids { scale: [1.0; LANES], zero: [0; LANES], noise: [0.0; LANES] };
         for lane in 0..LANES {
             let weights: Vec<f32> = weights.iter().map(|weights| weights[lane]).collect();
-            let scale = self.scale(&weights);
+            let scale = scale(&weights);
             for (level, &w) in levels.iter_mut().zip(&weights) {
                 level[lane] = self.nearest(w, scale);
             }
@@ -86,27 +94,19 @@ impl Ruler {
         found
     }
 
-    /// The scale of the weights of one channel.
-    fn scale(&self, weights: &[f32]) -> f32 {
+    /// The scale that takes in all weights of a channel; none if they are all 0.
+    fn widest(&self, weights: &[f32]) -> Option<f32> {
         let largest = weights.iter().fold(0.0, |largest, w| larger(w.abs(), largest));
-        let top = f32::from(self.levels[self.levels.len() - 1]);
-        match self.codec.fit {
-            Fit::MeanMagnitude => {
-                let sum: f64 = weights.iter().map(|&w| f64::from(w.abs())).sum();
-                (sum / weights.len().max(1) as f64) as f32
-            }
-            _ if largest == 0.0 => 1.0,
-            Fit::AbsMax | Fit::Symmetric | Fit::Asymmetric => largest / top,
-            Fit::Octave => {
-                let scales = (0..STEPS).map(|i| (0.5 - 1.5 * i as f32 / STEPS as f32).exp2() * largest / top);
-                let scales = scales.map(|scale| scale.max(f32::MIN_POSITIVE));
-                let errors: Vec<_> = scales.map(|scale| (self.error(weights, scale), scale)).collect();
-                errors
-                    .into_iter()
-                    .reduce(|best, one| if one.0 < best.0 { one } else { best })
-                    .map_or(1.0, |b| b.1)
-            }
-        }
+        (largest != 0.0).then(|| largest / f32::from(self.levels[self.levels.len() - 1]))
+    }
+
+    /// The scale of the least squared error about that one.
+    fn octave(&self, weights: &[f32]) -> Option<f32> {
+        let widest = self.widest(weights)?;
+        let scales = (0..STEPS).map(|i| (0.5 - 1.5 * i as f32 / STEPS as f32).exp2() * widest);
+        let scales = scales.map(|scale| scale.max(f32::MIN_POSITIVE));
+        let errors = scales.map(|scale| (self.error(weights, scale), scale));
+        errors.reduce(|best, one| if one.0 < best.0 { one } else { best }).map(|(_, scale)| scale)
     }
 
     fn nearest(&self, weight: f32, scale: f32) -> i8 {
@@ -119,6 +119,12 @@ impl Ruler {
         let error = |&w: &f32| f64::from(f32::from(self.nearest(w, scale)) * scale - w).powi(2);
         weights.iter().map(error).sum()
     }
+}
+
+/// The mean of the magnitudes.
+fn mean_magnitude(weights: &[f32]) -> f32 {
+    let sum: f64 = weights.iter().map(|&w| f64::from(w.abs())).sum();
+    (sum / weights.len().max(1) as f64) as f32
 }
 
 /// Levels at equal distances.
@@ -141,13 +147,7 @@ struct Whole {
 impl Steps {
     #[inline(always)]
     fn whole(self, weights: &[[f32; LANES]]) -> Whole {
-        let (mut min, mut max) = ([0.0; LANES], [0.0; LANES]);
-        for w in weights {
-            for lane in 0..LANES {
-                min[lane] = smaller(w[lane], min[lane]);
-                max[lane] = larger(w[lane], max[lane]);
-            }
-        }
+        let (min, max) = extent(weights);
         let (mut scale, mut zero) = ([0.0; LANES], [0.0; LANES]);
         if self.has_zero {
             for lane in 0..LANES {
@@ -179,42 +179,66 @@ impl Whole {
     }
 }
 
-/// Sums of the squared errors on a scale.
-fn errors(whole: &Whole, weights: &[[f32; LANES]], scale: &[f32; LANES]) -> [f64; LANES] {
-    let reciprocal = scale.map(|scale| 1.0 / scale);
-    let mut all = [0.0; LANES];
-    for weights in weights.chunks(ADDED) {
-        let sums = squares(weights, &reciprocal, &whole.lowest, &whole.highest);
+/// The least and the largest weights, and 0. A function of its own, or the compiler makes no vectors.
+#[multiversion(targets("x86_64+avx2+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn extent(weights: &[[f32; LANES]]) -> ([f32; LANES], [f32; LANES]) {
+    let (mut min, mut max) = ([0.0; LANES], [0.0; LANES]);
+    for w in weights {
         for lane in 0..LANES {
-            all[lane] += f64::from(sums[lane]) * (f64::from(scale[lane]) * f64::from(scale[lane]));
+            min[lane] = smaller(w[lane], min[lane]);
+        }
+        for lane in 0..LANES {
+            max[lane] = larger(w[lane], max[lane]);
+        }
+    }
+    (min, max)
+}
+
+/// Sums of the squared errors on two scales.
+#[inline(always)]
+fn errors(whole: &Whole, weights: &[[f32; LANES]], scales: &[[f32; LANES]; 2]) -> [[f64; LANES]; 2] {
+    let reciprocals = scales.map(|scale| scale.map(|scale| 1.0 / scale));
+    let mut all = [[0.0; LANES]; 2];
+    for weights in weights.chunks(ADDED) {
+        let sums = squares(weights, &reciprocals, &whole.lowest, &whole.highest);
+        for ((all, sums), scale) in all.iter_mut().zip(&sums).zip(scales) {
+            for lane in 0..LANES {
+                all[lane] += f64::from(sums[lane]) * (f64::from(scale[lane]) * f64::from(scale[lane]));
+            }
         }
     }
     all
 }
 
-/// Sums of the squared errors in steps of a scale. A function of its own: where sums of f64 are near, the compiler makes
-/// vectors of half the lanes.
-#[multiversion(targets("x86_64+avx2"))]
+/// Sums of the squared errors in steps of two scales, which do not wait for each other. A function of its own: where sums of
+/// f64 are near, the compiler makes vectors of half the lanes.
+#[multiversion(targets("x86_64+avx2+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn squares(
     weights: &[[f32; LANES]],
-    reciprocal: &[f32; LANES],
+    reciprocals: &[[f32; LANES]; 2],
     lowest: &[f32; LANES],
     highest: &[f32; LANES],
-) -> [f32; LANES] {
-    let (reciprocal, lowest, highest) = (*reciprocal, *lowest, *highest);
-    let mut sums = [0.0; LANES];
+) -> [[f32; LANES]; 2] {
+    let (lowest, highest) = (*lowest, *highest);
+    let [first, second] = *reciprocals;
+    let (mut of_first, mut of_second) = ([0.0; LANES], [0.0; LANES]);
     for w in weights {
         for lane in 0..LANES {
-            let t = w[lane] * reciprocal[lane];
+            let t = w[lane] * first[lane];
             let error = nearest(clamped(t, lowest[lane], highest[lane])) - t;
-            sums[lane] += error * error;
+            of_first[lane] += error * error;
+        }
+        for lane in 0..LANES {
+            let t = w[lane] * second[lane];
+            let error = nearest(clamped(t, lowest[lane], highest[lane])) - t;
+            of_second[lane] += error * error;
         }
     }
-    sums
+    [of_first, of_second]
 }
 
 /// The scale of the least squared error in each lane, and the levels.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx2+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn measure_steps<const STRIDE: usize>(
     steps: Steps,
     weights: &[[f32; LANES]],
@@ -222,23 +246,19 @@ fn measure_steps<const STRIDE: usize>(
 ) -> Grids {
     let whole = steps.whole(weights);
     let mut best = Best { step: [0.0; LANES], noise: [f64::INFINITY; LANES] };
-    for step in (0..STEPS).step_by(STRIDE) {
-        let tried = [step as f32; LANES];
-        let of_scale = errors(&whole, weights, &whole.scale(&tried));
-        if STRIDE > 1 && best.is_beyond(&of_scale) {
+    for step in (0..STEPS).step_by(2 * STRIDE) {
+        let steps = [step, step + STRIDE].map(|step| [step as f32; LANES]);
+        let beyond = best.compare(&whole, weights, &steps);
+        if STRIDE > 1 && beyond {
             break;
         }
-        best.compare(&tried, &of_scale);
     }
     let found = best.step;
     for beside in 1..STRIDE {
-        for direction in [-1.0, 1.0] {
-            let mut tried = found;
-            for step in &mut tried {
-                *step = clamped(*step + direction * beside as f32, 0.0, (STEPS - 1) as f32);
-            }
-            best.compare(&tried, &errors(&whole, weights, &whole.scale(&tried)));
-        }
+        let steps = [-1.0, 1.0].map(|direction| {
+            found.map(|step| clamped(step + direction * beside as f32, 0.0, (STEPS - 1) as f32))
+        });
+        best.compare(&whole, weights, &steps);
     }
     let mut scale = whole.scale(&best.step);
     round(weights, &scale, &whole, levels);
@@ -251,7 +271,7 @@ fn measure_steps<const STRIDE: usize>(
 }
 
 /// The integers nearest to weights in steps of a scale.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx2+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn round(weights: &[[f32; LANES]], scale: &[f32; LANES], whole: &Whole, levels: &mut [[i8; LANES]]) {
     let (scale, lowest, highest) = (*scale, whole.lowest, whole.highest);
     let mut wide = [0.0_f32; LANES];
@@ -274,20 +294,19 @@ struct Best {
 }
 
 impl Best {
+    /// Tries two steps; returns whether all errors of the second are well above the least.
     #[inline(always)]
-    fn compare(&mut self, step: &[f32; LANES], noise: &[f64; LANES]) {
-        for lane in 0..LANES {
-            let better = noise[lane] < self.noise[lane];
-            self.step[lane] = if better { step[lane] } else { self.step[lane] };
-            self.noise[lane] = if better { noise[lane] } else { self.noise[lane] };
+    fn compare(&mut self, whole: &Whole, weights: &[[f32; LANES]], steps: &[[f32; LANES]; 2]) -> bool {
+        let noise = errors(whole, weights, &[whole.scale(&steps[0]), whole.scale(&steps[1])]);
+        for (step, noise) in steps.iter().zip(&noise) {
+            for lane in 0..LANES {
+                let better = noise[lane] < self.noise[lane];
+                self.step[lane] = if better { step[lane] } else { self.step[lane] };
+                self.noise[lane] = if better { noise[lane] } else { self.noise[lane] };
+            }
         }
-    }
-
-    /// Whether all of these errors are well above the least.
-    #[inline(always)]
-    fn is_beyond(&self, noise: &[f64; LANES]) -> bool {
         let mut near = 0;
-        for (noise, least) in noise.iter().zip(&self.noise) {
+        for (noise, least) in noise[1].iter().zip(&self.noise) {
             near |= u64::from(*noise < WORSE * least);
         }
         near == 0
