@@ -116,10 +116,19 @@ impl Inputs {
 
     /// Takes up factors of the channels.
     fn take_up(&self, factors: Factors, values: &mut [f32]) {
-        for (at, w) in values.iter_mut().enumerate() {
-            let (o, d) = self.place(at);
-            *w *= factors.input.map_or(1.0, |input| input[self.first(o) + d]);
-            *w /= factors.output.map_or(1.0, |output| output[o]);
+        // What lies together has one input channel, and in a convolution one output channel too.
+        let together = if self.axis == 0 { self.taps } else { self.outputs };
+        for (run, weights) in values.chunks_mut(together.max(1)).enumerate() {
+            let (o, d) = self.place(run * together);
+            if let Some(input) = factors.input {
+                let factor = input[self.first(o) + d];
+                weights.iter_mut().for_each(|w| *w *= factor);
+            }
+            match factors.output {
+                None => {}
+                Some(output) if self.axis == 0 => weights.iter_mut().for_each(|w| *w /= output[o]),
+                Some(output) => weights.iter_mut().zip(output).for_each(|(w, factor)| *w /= factor),
+            }
         }
     }
 }
