@@ -161,10 +161,12 @@ def measure(case: zoo.Case) -> tuple[str, ...]:
     read = {t.name for layer in made.report.layers if layer.quantized for t in layer.inputs}
     gains = absorbed(exact, few)
     sets = (case.evaluation[:EVALUATED], few)
+    references = [list(exact.run(inputs)) for inputs in sets]
     net = Net(made)
 
     def noise() -> list[float]:
-        return [sqnr(list(exact.run(inputs)), list(net.run(inputs))) for inputs in sets]
+        pairs = zip(references, sets, strict=True)
+        return [sqnr(reference, list(net.run(inputs))) for reference, inputs in pairs]
 
     before = noise()
     in_sequence(net, exact, few)

@@ -14,6 +14,7 @@ use crate::onnx::TensorProto;
 pub(crate) use self::memory::Memory;
 pub use self::parts::Parts;
 pub use self::scale::scaled;
+pub(crate) use self::transpose::matrix_transposed;
 pub use self::transpose::transposed;
 
 /// `TensorProto.DataType`, the types this crate computes with.

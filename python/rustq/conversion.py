@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rustq import _rustq
 from rustq.errors import ModelError
-from rustq.folding import folded
+from rustq.folding import check_vectors, folded
 
 __all__ = ["at_least", "inlined"]
 
@@ -48,8 +48,7 @@ def at_least(model: _rustq.Model, opset: int) -> tuple[_rustq.Model, str]:
     from onnx import version_converter
 
     try:
-        if model.has_long_vectors:  # the converter infers shapes
-            raise ModelError("a vector is too long to be looked at entry by entry")
+        check_vectors(model)  # the converter infers shapes
         _check(model)
         proto = onnx.load_model_from_string(model.to_bytes())
         converted = version_converter.convert_version(proto, opset)

@@ -19,7 +19,7 @@ from rustq.model import Model
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FoldRecord", "FoldedModel", "folded", "inferred_values", "specialized"]
+__all__ = ["FoldRecord", "FoldedModel", "check_vectors", "folded", "inferred_values", "specialized"]
 
 ROUNDS = 8
 """Shapes that follow from constants that follow from shapes: how often."""
@@ -110,10 +110,16 @@ def inferred_values(proto: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
     import onnx
 
     for data_prop in (False, True):
-        if _rustq.Model.from_bytes(proto.SerializeToString()).has_long_vectors:
-            raise ModelError("a vector is too long to be looked at entry by entry")
+        check_vectors(_rustq.Model.from_bytes(proto.SerializeToString()))
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=data_prop, **options)
     return proto
+
+
+def check_vectors(model: _rustq.Model) -> None:
+    """Raises `ModelError` where a vector is so long that its entries would fill the memory when
+    onnx infers shapes."""
+    if model.has_long_vectors:
+        raise ModelError("a vector is too long to be looked at entry by entry")
 
 
 def _with_inferred_shapes(model: _rustq.Model) -> _rustq.Model:
@@ -122,9 +128,8 @@ def _with_inferred_shapes(model: _rustq.Model) -> _rustq.Model:
     import onnx
 
     skeleton = model.skeleton()
-    if skeleton.has_long_vectors:
-        return model.with_values_of(skeleton)
     try:
+        check_vectors(skeleton)
         proto = onnx.load_model_from_string(skeleton.to_bytes())
         inferred = onnx.shape_inference.infer_shapes(proto)
     except Exception:  # onnx raises several errors without a base class; all mean the same here

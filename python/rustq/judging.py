@@ -80,19 +80,20 @@ class Judge:
         if not self._names:
             return 0.0
         session = self._session(model)
-        total, single = self._nothing, []
+        total, noise, single = self._nothing, 0.0, []
         for at, sample in enumerate(self._samples):
             outputs = _numbers(self._names, run(session, self._names, sample.feed, at))
             errors = self._energies(
                 {name: _difference(outputs, sample, name) for name in sample.outputs}
             )
             total = total + errors
-            if self._relative(total) >= limit:
+            noise = self._relative(total)
+            if noise >= limit:
                 return math.inf
             single.append(self._relative(errors))
         order = np.argsort(single, kind="stable")[::-1]
         self._samples = [self._samples[at] for at in order]
-        return self._relative(total)
+        return noise
 
     @property
     def _nothing(self) -> Array:

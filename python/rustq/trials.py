@@ -153,28 +153,32 @@ def _best(
     task: Task, candidates: Sequence[Candidate], judge: Judge, report: Progress
 ) -> tuple[Trial, str]:
     """The best way to choose ranges, and what it is called."""
-    asked = task.config
-    best, winner, most = Trial(task, math.inf, 0.0), candidates[0], None
-
-    def attempt(candidate: Candidate) -> None:
-        nonlocal best, winner, most
-        tried = replace(task, config=candidate.config(asked))
-        outcome = tried.outcome()
-        int8 = int8_share(outcome)
-        most = int8 if most is None else most
-        if int8 < SHARE * most:
-            return
-        noise = judge.noise(outcome.computed, candidate.margin * best.noise)
-        if noise < math.inf:
-            best, winner = Trial(tried, noise, int8), candidate
-
+    best, least = (Trial(task, math.inf, 0.0), candidates[0]), 0.0
     for done, candidate in enumerate(candidates):
         report(done, len(candidates) + 1)  # what remedies there are is not known yet: they are one
-        attempt(candidate)
-    without = replace(winner, bias=False)
-    if asked.bias_correction is None and without not in candidates:
-        attempt(without)
-    return best, winner.label
+        best = _better(task, candidate, judge, best, least)
+        least = least if done else SHARE * best[0].int8
+    without = replace(best[1], bias=False)
+    if task.config.bias_correction is None and without not in candidates:
+        best = _better(task, without, judge, best, least)
+    return best[0], best[1].label
+
+
+def _better(
+    task: Task,
+    candidate: Candidate,
+    judge: Judge,
+    best: tuple[Trial, Candidate],
+    least: float,
+) -> tuple[Trial, Candidate]:
+    """This candidate if it beats the best so far, and has at least so much in int8; else that."""
+    tried = replace(task, config=candidate.config(task.config))
+    outcome = tried.outcome()
+    int8 = int8_share(outcome)
+    if int8 < least:
+        return best
+    noise = judge.noise(outcome.computed, candidate.margin * best[0].noise)
+    return (Trial(tried, noise, int8), candidate) if noise < math.inf else best
 
 
 def _ways(task: Task) -> Sequence[Candidate]:

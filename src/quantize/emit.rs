@@ -185,9 +185,10 @@ impl<'m> Emitter<'_, 'm> {
     /// A DequantizeLinear with a scale for each channel would do it alone; but ONNX Runtime keeps what convolutions make
     /// with the channels last, where that takes nine times as long as one with one scale.
     fn undivided(&mut self, value: &str) -> Option<NodeProto> {
-        let factors = self.plan.balance.get(value)?.factors.clone();
+        let plan = self.plan;
+        let factors = &plan.balance.get(value)?.factors;
         let divided = self.divided(value)?;
-        Some(self.by_channel(value, (&divided, value), "undivided_factors", &factors))
+        Some(self.by_channel(value, (&divided, value), "undivided_factors", factors))
     }
 
     /// A clip at 0 in the symmetric scheme, where 0 is in the middle of the integers and saturation cannot stand in for

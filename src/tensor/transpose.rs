@@ -38,6 +38,21 @@ pub fn transposed(tensor: &TensorProto, name: &str, perm: &[usize]) -> Result<Op
     }))
 }
 
+/// The rows of a matrix with so many columns as columns.
+pub(crate) fn matrix_transposed(values: &[f32], columns: usize) -> Vec<f32> {
+    let mut result = vec![0.0; values.len()];
+    if !values.is_empty() {
+        let dims = [values.len() / columns, columns];
+        moved::<{ size_of::<f32>() }>(
+            bytemuck::cast_slice(values),
+            bytemuck::cast_slice_mut(&mut result),
+            &dims,
+            &[1, 0],
+        );
+    }
+    result
+}
+
 /// Elements of `SIZE` bytes, matrix by matrix: the rows of the output are where its last axis but one was, or what stands
 /// for it, its columns the last.
 fn moved<const SIZE: usize>(source: &[u8], target: &mut [u8], dims: &[usize], perm: &[usize]) {
@@ -102,6 +117,16 @@ mod tests {
         let new = transposed(&tensor("old", &[77, 70], &values), "new", &[1, 0]).unwrap().unwrap();
         for (i, value) in floats(&new).unwrap().into_iter().enumerate() {
             assert_eq!(value, values[i % 77 * 70 + i / 77]);
+        }
+    }
+
+    #[test]
+    fn matrices_of_numbers() {
+        for (rows, columns) in [(77, 70), (1, 5), (5, 1), (0, 3), (3, 0)] {
+            let values: Vec<f32> = (0..rows * columns).map(|v| v as f32).collect();
+            for (i, value) in matrix_transposed(&values, columns).into_iter().enumerate() {
+                assert_eq!(value, values[i % rows * columns + i / rows]);
+            }
         }
     }
 

@@ -24,7 +24,7 @@ use crate::qparams::Scheme;
 use crate::quantize::placement::Placement;
 use crate::quantize::sites::Site;
 use crate::quantize::weights::{Inputs, channel_axis};
-use crate::tensor::{Parts, shape};
+use crate::tensor::{Parts, matrix_transposed, shape};
 
 /// Weights that read a value.
 struct Product {
@@ -113,7 +113,7 @@ impl Product {
         let (dims, axis) = (shape(weight).ok()?, channel_axis(graph, site.id));
         let inputs = Inputs::of(node, &dims, axis);
         let (outputs, depth) = (dims[axis], dims[1 - axis]);
-        let windows = if axis == 0 { values } else { transposed(&values, depth, outputs) };
+        let windows = if axis == 0 { values } else { matrix_transposed(&values, outputs) };
         let windows = windows.chunks_exact(inputs.taps.max(1));
         let squares = windows.clone().map(|window| window.iter().map(|w| w * w).sum()).collect();
         let largest =
@@ -122,9 +122,6 @@ impl Product {
     }
 
     fn noise(&self, power: &[f64], errors: &[f64], factors: &[f32]) -> f64 {
-        let divided = power.iter().zip(factors).map(|(p, &r)| p / (f64::from(r) * f64::from(r)));
-        let divided: Vec<f64> = divided.collect();
-        let spreads: Vec<f64> = divided.chunks(self.depth.max(1)).map(|group| group.iter().sum()).collect();
         let of_output = |o: usize| {
             let first = self.inputs.first(o);
             let channels = first..first + self.depth;
@@ -135,30 +132,17 @@ impl Product {
             };
             let row = o * self.depth..(o + 1) * self.depth;
             let (squares, largest) = (&self.squares[row.clone()], &self.largest[row]);
-            let (mut signal, mut noise, mut limit) = (0.0, 0.0, 0.0_f64);
+            let (mut signal, mut noise, mut spread, mut limit) = (0.0, 0.0, 0.0, 0.0_f64);
             for k in 0..self.depth {
                 let (w, r) = (f64::from(squares[k]), f64::from(factors[k]));
                 signal += w * power[k];
                 noise += w * errors[k];
+                spread += power[k] / (r * r);
                 limit = limit.max(f64::from(largest[k]) * r);
             }
-            let spread = spreads[first / self.depth.max(1)];
             noise += (limit / 127.0).powi(2) / 12.0 * spread * self.inputs.taps as f64;
             if signal > 0.0 { noise / signal } else { 0.0 }
         };
         (0..self.outputs).into_par_iter().map(of_output).sum::<f64>() / self.outputs.max(1) as f64
     }
-}
-
-/// `rows` of so many `columns` as columns, a few rows at a time, so that what is written lies together.
-fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    const TOGETHER: usize = 16;
-    let mut result = vec![0.0; rows * columns];
-    for (tile, band) in values.chunks(TOGETHER * columns.max(1)).enumerate() {
-        for (column, line) in result.chunks_exact_mut(rows.max(1)).enumerate() {
-            let line = line.iter_mut().skip(tile * TOGETHER);
-            line.zip(band.chunks_exact(columns)).for_each(|(place, row)| *place = row[column]);
-        }
-    }
-    result
 }

@@ -3,16 +3,12 @@
 use super::super::net::{Layer, Weight};
 use super::{Blob, Lowered, Lowering, Node};
 use crate::graph::NodeExt;
+use crate::tensor::matrix_transposed;
 
 /// `InnerProduct` with the weights W\[N, K\] of `y = x · Wᵀ + b`.
 fn inner_product(outputs: usize, weights: Vec<f32>, bias: Option<Vec<f32>>) -> Layer {
     let layer = Layer::new("InnerProduct").int(0, outputs).int(2, weights.len());
     layer.weight(Weight::Tagged(weights)).bias(1, bias)
-}
-
-/// Rows of `values` as columns.
-fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
-    (0..columns).flat_map(|column| values.iter().skip(column).step_by(columns).copied()).collect()
 }
 
 /// `Gemm`: α · A · B + β · C.
@@ -25,8 +21,11 @@ pub(super) fn gemm<'m>(lowering: &mut Lowering<'m>, node: &Node<'m>) -> Lowered 
     let Some(weight) = constant else { return Err("its second matrix is not constant".into()) };
     let (weights, dims) = (lowering.floats(weight)?, lowering.dims(weight)?);
     let &[rows, columns] = dims.as_slice() else { return Err("its weights are no matrix".into()) };
-    let (outputs, weights) =
-        if node.int("transB", 0) == 0 { (columns, transposed(&weights, columns)) } else { (rows, weights) };
+    let (outputs, weights) = if node.int("transB", 0) == 0 {
+        (columns, matrix_transposed(&weights, columns))
+    } else {
+        (rows, weights)
+    };
     let weights = weights.into_iter().map(|w| w * alpha).collect();
     let bias = match lowering.weights(node, 2)? {
         Some(bias) if bias.len() == 1 => Some(vec![bias[0] * beta; outputs]),
@@ -46,7 +45,7 @@ pub(super) fn matmul<'m>(lowering: &mut Lowering<'m>, node: &Node<'m>) -> Lowere
         return Err("one of its factors is a vector".into());
     }
     if lowering.is_constant(b) && right.len() == 2 {
-        let layer = inner_product(right[1], transposed(&lowering.floats(b)?, right[1]), None);
+        let layer = inner_product(right[1], matrix_transposed(&lowering.floats(b)?, right[1]), None);
         let x = lowering.input(node, 0)?;
         return rows_of(lowering, node, &x, layer);
     }
