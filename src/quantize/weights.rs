@@ -5,6 +5,7 @@
 //! s_x · s_w\[c\] and zero point 0, so that the kernel adds it to its int32 sums as it is
 //! (Jacob et al. 2018, equation 11).
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -75,8 +76,9 @@ pub(crate) struct Inputs {
     pub groups: usize,
     /// Inputs from one channel: positions of a window.
     pub taps: usize,
-    outputs: usize,
-    depth: usize,
+    pub outputs: usize,
+    /// Input channels that one output sees.
+    pub depth: usize,
     /// Axis of the outputs.
     axis: usize,
 }
@@ -100,7 +102,47 @@ impl Inputs {
 
     /// The input channel that is the first of those that output `o` sees.
     pub fn first(&self, o: usize) -> usize {
-        o / (self.outputs / self.groups.max(1)).max(1) * self.depth
+        o / self.group() * self.depth
+    }
+
+    /// Outputs of one group.
+    fn group(&self) -> usize {
+        (self.outputs / self.groups.max(1)).max(1)
+    }
+
+    /// All outputs, at most so many at a time, that see the same input channels.
+    pub fn blocks(&self, most: usize) -> impl Iterator<Item = Range<usize>> {
+        let (outputs, group) = (self.outputs, self.group());
+        (0..outputs).step_by(group).flat_map(move |first| {
+            let end = (first + group).min(outputs);
+            (first..end).step_by(most).map(move |start| start..(start + most).min(end))
+        })
+    }
+
+    /// Sum of the squares of the weights between each of a few outputs and input channel `d` of their group, and the largest
+    /// magnitude; zeros behind the last of the outputs.
+    pub fn windows<const M: usize>(
+        &self,
+        weights: &[f32],
+        outputs: Range<usize>,
+        d: usize,
+    ) -> ([f64; M], [f64; M]) {
+        let (mut squares, mut largest) = ([0.0; M], [0.0; M]);
+        let places = squares.iter_mut().zip(&mut largest);
+        if self.axis == 1 {
+            let row = &weights[d * self.outputs..][outputs];
+            for ((square, largest), &w) in places.zip(row) {
+                *square = f64::from(w * w);
+                *largest = f64::from(w.abs());
+            }
+        } else {
+            for ((square, largest), o) in places.zip(outputs) {
+                let window = &weights[(o * self.depth + d) * self.taps..][..self.taps];
+                *square = f64::from(window.iter().map(|w| w * w).sum::<f32>());
+                *largest = f64::from(window.iter().fold(0.0, |most: f32, w| most.max(w.abs())));
+            }
+        }
+        (squares, largest)
     }
 
     /// How large the weights of `node` are, and with room for pairs of products of what each channel reaches.

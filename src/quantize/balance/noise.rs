@@ -12,7 +12,9 @@
 //! The noise of a product is the mean over o of (value + weights) / signal. Of what else reads the value it is
 //! Σ_c (Δ r)² / 12 / Σ_c m. Errors and inputs are taken to be independent.
 
+use std::array;
 use std::collections::HashMap;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -24,17 +26,30 @@ use crate::qparams::Scheme;
 use crate::quantize::placement::Placement;
 use crate::quantize::sites::Site;
 use crate::quantize::weights::{Inputs, channel_axis};
-use crate::tensor::{Parts, matrix_transposed, shape};
+use crate::tensor::{Parts, shape};
+
+/// Outputs whose sums are made together.
+const BLOCK: usize = 32;
 
 /// Weights that read a value.
-struct Product {
-    /// By output and input channel: Σ w² and max |w| over the positions of a window.
-    squares: Vec<f32>,
-    largest: Vec<f32>,
-    outputs: usize,
-    /// Input channels of one output.
-    depth: usize,
+struct Product<'m> {
+    weights: Parts<'m>,
     inputs: Inputs,
+}
+
+/// What a way to divide a value does to each of its channels.
+struct Way {
+    /// Mean square of the rounding.
+    errors: Vec<f64>,
+    factors: Vec<f64>,
+}
+
+/// Of a block of outputs, for each of N ways.
+struct Sums<const N: usize> {
+    signal: [f64; BLOCK],
+    value: [[f64; BLOCK]; N],
+    /// The largest max |w| r.
+    limit: [[f64; BLOCK]; N],
 }
 
 /// Everything that reads the values of a placement.
@@ -60,10 +75,7 @@ impl<'p, 'm> Model<'p, 'm> {
     /// Noise in what reads `value`, for each way to divide it.
     pub fn of<const N: usize>(&self, value: &str, ways: &[Balanced; N]) -> [f64; N] {
         let Some(power) = self.powers(value) else { return [0.0; N] };
-        let errors = ways.each_ref().map(|balanced| {
-            let step = f64::from(balanced.params(self.scheme).scale[0]);
-            balanced.factors.iter().map(|&r| (step * f64::from(r)).powi(2) / 12.0).collect::<Vec<f64>>()
-        });
+        let ways = ways.each_ref().map(|balanced| Way::of(balanced, self.scheme));
         let mut noises = [0.0; N];
         let mut others = self.placement.has_float_reader(value);
         for (_, site) in self.placement.integer_sites() {
@@ -72,16 +84,15 @@ impl<'p, 'm> Model<'p, 'm> {
             }
             match Product::of(self.placement.graph, site) {
                 Some(product) => {
-                    for ((noise, balanced), errors) in noises.iter_mut().zip(ways).zip(&errors) {
-                        *noise += product.noise(&power, errors, &balanced.factors);
-                    }
+                    let more = product.noise(&power, &ways);
+                    noises.iter_mut().zip(more).for_each(|(noise, more)| *noise += more);
                 }
                 None => others = true,
             }
         }
         if others {
-            for (noise, errors) in noises.iter_mut().zip(&errors) {
-                *noise += errors.iter().sum::<f64>() / power.iter().sum::<f64>();
+            for (noise, way) in noises.iter_mut().zip(&ways) {
+                *noise += way.errors.iter().sum::<f64>() / power.iter().sum::<f64>();
             }
         }
         noises
@@ -102,47 +113,105 @@ impl<'p, 'm> Model<'p, 'm> {
     }
 }
 
-impl Product {
-    fn of(graph: &Graph, site: &Site) -> Option<Self> {
+impl Way {
+    fn of(balanced: &Balanced, scheme: Scheme) -> Self {
+        let step = f64::from(balanced.params(scheme).scale[0]);
+        let factors: Vec<_> = balanced.factors.iter().map(|&r| f64::from(r)).collect();
+        Self { errors: factors.iter().map(|r| (step * r).powi(2) / 12.0).collect(), factors }
+    }
+}
+
+impl<'m> Product<'m> {
+    fn of(graph: &Graph<'m>, site: &Site) -> Option<Self> {
         if site.op.role != Role::Linear {
             return None;
         }
         let node = graph.node(site.id);
         let weight = graph.constant(node.input_at(1)?)?;
-        let values = Parts::of(weight).ok()?.into_vec();
-        let (dims, axis) = (shape(weight).ok()?, channel_axis(graph, site.id));
-        let inputs = Inputs::of(node, &dims, axis);
-        let (outputs, depth) = (dims[axis], dims[1 - axis]);
-        let windows = if axis == 0 { values } else { matrix_transposed(&values, outputs) };
-        let windows = windows.chunks_exact(inputs.taps.max(1));
-        let squares = windows.clone().map(|window| window.iter().map(|w| w * w).sum()).collect();
-        let largest =
-            windows.map(|window| window.iter().fold(0.0, |most: f32, w| most.max(w.abs()))).collect();
-        Some(Self { squares, largest, outputs, depth, inputs })
+        let dims = shape(weight).ok()?;
+        let inputs = Inputs::of(node, &dims, channel_axis(graph, site.id));
+        Some(Self { weights: Parts::of(weight).ok()?, inputs })
     }
 
-    fn noise(&self, power: &[f64], errors: &[f64], factors: &[f32]) -> f64 {
-        let of_output = |o: usize| {
-            let first = self.inputs.first(o);
-            let channels = first..first + self.depth;
-            let (Some(power), Some(errors), Some(factors)) =
-                (power.get(channels.clone()), errors.get(channels.clone()), factors.get(channels))
-            else {
-                return 0.0;
-            };
-            let row = o * self.depth..(o + 1) * self.depth;
-            let (squares, largest) = (&self.squares[row.clone()], &self.largest[row]);
-            let (mut signal, mut noise, mut spread, mut limit) = (0.0, 0.0, 0.0, 0.0_f64);
-            for k in 0..self.depth {
-                let (w, r) = (f64::from(squares[k]), f64::from(factors[k]));
-                signal += w * power[k];
-                noise += w * errors[k];
-                spread += power[k] / (r * r);
-                limit = limit.max(f64::from(largest[k]) * r);
+    /// The mean over the outputs, for each way to divide the value that the weights read.
+    fn noise<const N: usize>(&self, power: &[f64], ways: &[Way; N]) -> [f64; N] {
+        let weights = self.weights.all();
+        let blocks: Vec<_> = self.inputs.blocks(BLOCK).collect();
+        let of_block = |outputs: &Range<usize>| self.of_block(&weights, outputs.clone(), power, ways);
+        let noises: Vec<[f64; N]> = blocks.par_iter().map(of_block).collect();
+        array::from_fn(|way| {
+            noises.iter().map(|noise| noise[way]).sum::<f64>() / self.inputs.outputs.max(1) as f64
+        })
+    }
+
+    /// The sum over a block of outputs that see the same channels; nothing where those are not known.
+    fn of_block<const N: usize>(
+        &self,
+        weights: &[f32],
+        outputs: Range<usize>,
+        power: &[f64],
+        ways: &[Way; N],
+    ) -> [f64; N] {
+        let first = self.inputs.first(outputs.start);
+        let channels = first..first + self.inputs.depth;
+        if channels.end > power.len() || ways.iter().any(|way| channels.end > way.factors.len()) {
+            return [0.0; N];
+        }
+        let mut sums = Sums::none();
+        for (k, channel) in channels.clone().enumerate() {
+            let errors = ways.each_ref().map(|way| way.errors[channel]);
+            let factors = ways.each_ref().map(|way| way.factors[channel]);
+            let (squares, largest) = self.inputs.windows(weights, outputs.clone(), k);
+            sums.add(&squares, &largest, power[channel], errors, factors);
+        }
+        let taps = self.inputs.taps as f64;
+        let spread = ways.each_ref().map(|way| {
+            let spread = channels.clone().map(|c| power[c] / (way.factors[c] * way.factors[c]));
+            spread.sum::<f64>() * taps
+        });
+        sums.relative(outputs.len(), spread)
+    }
+}
+
+impl<const N: usize> Sums<N> {
+    fn none() -> Self {
+        Self { signal: [0.0; BLOCK], value: [[0.0; BLOCK]; N], limit: [[0.0; BLOCK]; N] }
+    }
+
+    /// Adds what comes from one channel.
+    fn add(
+        &mut self,
+        squares: &[f64; BLOCK],
+        largest: &[f64; BLOCK],
+        power: f64,
+        errors: [f64; N],
+        factors: [f64; N],
+    ) {
+        for (signal, w) in self.signal.iter_mut().zip(squares) {
+            *signal += w * power;
+        }
+        for (value, error) in self.value.iter_mut().zip(errors) {
+            for (value, w) in value.iter_mut().zip(squares) {
+                *value += w * error;
             }
-            noise += (limit / 127.0).powi(2) / 12.0 * spread * self.inputs.taps as f64;
-            if signal > 0.0 { noise / signal } else { 0.0 }
-        };
-        (0..self.outputs).into_par_iter().map(of_output).sum::<f64>() / self.outputs.max(1) as f64
+        }
+        for (limit, factor) in self.limit.iter_mut().zip(factors) {
+            for (limit, w) in limit.iter_mut().zip(largest) {
+                let scaled = w * factor;
+                *limit = if scaled > *limit { scaled } else { *limit };
+            }
+        }
+    }
+
+    /// The noise of the first `count` outputs relative to what they are, and with that of the weights, summed up.
+    fn relative(&self, count: usize, spread: [f64; N]) -> [f64; N] {
+        array::from_fn(|way| {
+            let noise = |o: usize| {
+                let weights = (self.limit[way][o] / 127.0).powi(2) / 12.0 * spread[way];
+                let noise = self.value[way][o] + weights;
+                if self.signal[o] > 0.0 { noise / self.signal[o] } else { 0.0 }
+            };
+            (0..count).map(noise).sum()
+        })
     }
 }
