@@ -22,6 +22,9 @@ KEPT = 128 << 20
 """Bytes of feeds and outputs that are kept, beyond which every other sample is let go."""
 LEAST = 4
 """Samples that are kept whatever their size."""
+TELLING = 4
+"""Of so many samples, one tells whether a model falls behind: of those that the one before was
+worst on, with most of its error, at least `LEAST`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class Judge:
     worst of them: large values do not hide small ones. A few samples often make most of the error,
     and what they are is not known beforehand, so it takes many to tell two models apart; but the
     energy of the error only grows from sample to sample, and those that were worst for the model
-    before come first. One that is clearly worse is not run on them all.
+    before come first. One that is clearly worse is not run on them all; nor is one that falls
+    behind on the first of them, where chance is on its side: they were chosen for being bad for the
+    other.
     """
 
     def __init__(self, model: _rustq.Model, feeds: Iterable[Feed], sessions: Sessions) -> None:
@@ -68,6 +73,7 @@ class Judge:
         self._signal = sum(
             (self._energies(sample.outputs) for sample in self._samples), self._nothing
         )
+        self._errors: list[Array] = []
 
     @property
     def feeds(self) -> list[Feed]:
@@ -76,24 +82,34 @@ class Judge:
 
     def noise(self, model: _rustq.Model, limit: float = math.inf) -> float:
         """The energy of the error of a model's outputs, relative to theirs and averaged over them;
-        infinity where it is not below `limit`."""
+        infinity where it is not below `limit`, or would hardly be."""
         if not self._names:
             return 0.0
         session = self._session(model)
-        total, noise, single = self._nothing, 0.0, []
+        allowed = self._allowed(limit)
+        total, errors = self._nothing, []
         for at, sample in enumerate(self._samples):
             outputs = _numbers(self._names, run(session, self._names, sample.feed, at))
-            errors = self._energies(
-                {name: _difference(outputs, sample, name) for name in sample.outputs}
-            )
-            total = total + errors
-            noise = self._relative(total)
-            if noise >= limit:
+            differences = {name: _difference(outputs, sample, name) for name in sample.outputs}
+            errors.append(self._energies(differences))
+            total = total + errors[-1]
+            if self._relative(total) >= allowed[at]:
                 return math.inf
-            single.append(self._relative(errors))
-        order = np.argsort(single, kind="stable")[::-1]
+        order = np.argsort([self._relative(error) for error in errors], kind="stable")[::-1]
         self._samples = [self._samples[at] for at in order]
-        return noise
+        self._errors = [errors[at] for at in order]
+        return self._relative(total)
+
+    def _allowed(self, limit: float) -> list[float]:
+        """What the noise has to stay below, after each sample: the limit, and once there are enough
+        of them its share that the last model had by then."""
+        allowed = [limit] * len(self._samples)
+        if self._errors and limit < math.inf:
+            first = max(len(self._samples) // TELLING, LEAST) - 1
+            before = [self._relative(total) for total in np.cumsum(self._errors, axis=0)]
+            if before[-1] > 0:
+                allowed[first:] = [limit * part / before[-1] for part in before[first:]]
+        return allowed
 
     @property
     def _nothing(self) -> Array:

@@ -92,14 +92,6 @@ impl Inputs {
         Self { groups, taps, outputs: dims[axis], depth: dims[1 - axis], axis }
     }
 
-    /// Output channel, and input channel within its group, of the element at `at`.
-    pub fn place(&self, at: usize) -> (usize, usize) {
-        match self.axis {
-            0 => (at / (self.depth * self.taps).max(1), at / self.taps.max(1) % self.depth.max(1)),
-            _ => (at % self.outputs.max(1), at / self.outputs.max(1)),
-        }
-    }
-
     /// The input channel that is the first of those that output `o` sees.
     pub fn first(&self, o: usize) -> usize {
         o / self.group() * self.depth
@@ -158,20 +150,37 @@ impl Inputs {
 
     /// Takes up factors of the channels.
     fn take_up(&self, factors: Factors, values: &mut [f32]) {
-        // What lies together has one input channel, and in a convolution one output channel too.
-        let together = if self.axis == 0 { self.taps } else { self.outputs };
-        for (run, weights) in values.chunks_mut(together.max(1)).enumerate() {
-            let (o, d) = self.place(run * together);
-            if let Some(input) = factors.input {
-                let factor = input[self.first(o) + d];
-                weights.iter_mut().for_each(|w| *w *= factor);
+        if self.axis == 1 {
+            for (d, row) in values.chunks_mut(self.outputs.max(1)).enumerate() {
+                multiply(row, factors.input.map(|input| input[d]));
+                if let Some(output) = factors.output {
+                    row.iter_mut().zip(output).for_each(|(w, factor)| *w /= factor);
+                }
             }
-            match factors.output {
-                None => {}
-                Some(output) if self.axis == 0 => weights.iter_mut().for_each(|w| *w /= output[o]),
-                Some(output) => weights.iter_mut().zip(output).for_each(|(w, factor)| *w /= factor),
+            return;
+        }
+        for (o, filter) in values.chunks_mut((self.depth * self.taps).max(1)).enumerate() {
+            if let Some(input) = factors.input {
+                let seen = &input[self.first(o)..][..self.depth];
+                match self.taps {
+                    1 => filter.iter_mut().zip(seen).for_each(|(w, factor)| *w *= factor),
+                    taps => {
+                        let windows = filter.chunks_mut(taps.max(1)).zip(seen);
+                        windows.for_each(|(window, &factor)| multiply(window, Some(factor)));
+                    }
+                }
+            }
+            if let Some(output) = factors.output {
+                filter.iter_mut().for_each(|w| *w /= output[o]);
             }
         }
+    }
+}
+
+/// Multiplies by a factor, if there is one.
+fn multiply(values: &mut [f32], factor: Option<f32>) {
+    if let Some(factor) = factor {
+        values.iter_mut().for_each(|value| *value *= factor);
     }
 }
 
