@@ -257,6 +257,7 @@ class Task:
         given: the parameters that the model came with; what has none follows the calibration, which
             has seen nothing if there are no data.
         spared: names of the nodes that stay float because the outputs were poor with them in int8.
+        made: what the target makes of all this, if it has made it already.
     """
 
     source: _rustq.Model
@@ -271,6 +272,7 @@ class Task:
     method: str | None = None
     given: _rustq.Given | None = None
     spared: tuple[str, ...] = ()
+    made: Outcome | None = None
 
     @classmethod
     def of(
@@ -389,6 +391,8 @@ class Task:
         """What the target makes of it with these nodes in float, besides those of the config."""
         from rustq.runner import observes_channels
 
+        if self.made and not excluded and not everything:
+            return self.made
         _rustq.trim_memory()  # what sessions before it have left
         excludes = self.config.excludes
         names = {name for name, op_type in self.model.nodes if excludes(name, op_type)}

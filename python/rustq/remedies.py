@@ -10,6 +10,7 @@ are looked at, and a remedy is kept if they are closer then and it is worth what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from rustq.api import Task
     from rustq.targets import Outcome
 
-__all__ = ["Trial", "int8_share", "remedied"]
+__all__ = ["Trial", "remedied"]
 
 POOR = 0.01
 """Relative noise of the outputs, 20 dB below them, above which higher prices of noise are tried."""
@@ -45,13 +46,30 @@ class Trial:
 
     Attributes:
         task: what makes it.
-        noise: energy of the error of its outputs, relative to theirs.
-        int8: share of the multiply-accumulates that it has in int8.
+        outcome: what that made.
+        noise: energy of the error of its outputs, relative to theirs; infinity if it was not run,
+            or not to the end.
     """
 
     task: Task
-    noise: float
-    int8: float
+    outcome: Outcome
+    noise: float = math.inf
+
+    @classmethod
+    def of(cls, task: Task) -> Trial:
+        """What a task makes, not run yet."""
+        return cls(task, task.outcome())
+
+    def judged(self, judge: Judge, limit: float = math.inf) -> Trial:
+        """Run beside the float model, as long as its noise may be below `limit`."""
+        return replace(self, noise=judge.noise(self.outcome.computed, limit))
+
+    @property
+    def int8(self) -> float:
+        """Share of the multiply-accumulates that it has in int8."""
+        layers = [(layer["macs"] or 0, layer["quantized"]) for layer in self.outcome.layers]
+        total = sum(macs for macs, _ in layers)
+        return sum(macs for macs, quantized in layers if quantized) / total if total else 0.0
 
     @property
     def sqnr(self) -> str:
@@ -64,7 +82,7 @@ class Trial:
         return self.int8 - WORTH * self.noise
 
     @property
-    def outcome(self) -> str:
+    def summary(self) -> str:
         """How good it is, and how much of it is in int8."""
         return f"{self.sqnr}, with {100 * self.int8:.0f} % of the multiply-accumulates in int8"
 
@@ -119,11 +137,9 @@ def _worthiest(first: Trial, others: Iterable[Task], judge: Judge) -> Trial:
     """The one worth most, of a trial and those after it up to the first that is good enough."""
     best = first
     for task in others:
-        outcome = task.outcome()
-        int8 = int8_share(outcome)
+        trial = Trial.of(task)
         # Above that it is neither worth more nor good enough.
-        limit = max((int8 - best.worth) / WORTH, POOR)
-        trial = Trial(task, judge.noise(outcome.computed, limit), int8)
+        trial = trial.judged(judge, max((trial.int8 - best.worth) / WORTH, POOR))
         best = max(best, trial, key=lambda trial: trial.worth)
         if trial.noise <= POOR:
             break
@@ -134,17 +150,10 @@ def _kept(first: Trial, best: Trial, what: str) -> tuple[Trial, str] | None:
     """The best trial and a note, unless it is what there was."""
     if best is first:
         return None
-    return best, f"{what} that to {best.outcome} in place of {100 * first.int8:.0f} %; kept"
+    return best, f"{what} that to {best.summary} in place of {100 * first.int8:.0f} %; kept"
 
 
 def _by_harm(task: Task, judge: Judge) -> list[str]:
     """The int8 layers, that with the largest share of the outputs' error first."""
     reference = Reference(task.as_run, judge.feeds[:RANKED], task.sessions)
     return [layer.name for layer in ranked(task, task.quantized(), reference).layers]
-
-
-def int8_share(outcome: Outcome) -> float:
-    """Of the multiply-accumulates, between 0 and 1."""
-    layers = [(layer["macs"] or 0, layer["quantized"]) for layer in outcome.layers]
-    total = sum(macs for macs, _ in layers)
-    return sum(macs for macs, quantized in layers if quantized) / total if total else 0.0

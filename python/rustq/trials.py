@@ -23,7 +23,7 @@ from rustq import text
 from rustq.corrections import Excerpt, layer_inputs
 from rustq.errors import ModelError
 from rustq.judging import LEAST, Judge
-from rustq.remedies import Trial, int8_share, remedied
+from rustq.remedies import Trial, remedied
 
 if TYPE_CHECKING:
     from rustq.api import Task
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["CANDIDATES", "Candidate", "chosen"]
 
 EACH, MOST = 2, 64
-"""Samples that are run: every other of those that were calibrated on, and so many at most. With an eighth of them, an OCR model kept what seemed 8 dB better than it was: one line in
-twenty makes a third of its error."""
+"""Samples that are run: every other of those that were calibrated on, and so many at most. With an
+eighth of them, an OCR model kept what seemed 8 dB better than it was: one line in twenty makes a
+third of its error."""
 MARGIN = 10 ** (-0.02)
 """Share of the least error so far, a fifth of a decibel below it, that a candidate has to reach."""
 EVEN_MARGIN = 10 ** (-0.15)
@@ -145,18 +146,21 @@ def chosen(task: Task, excerpt: Excerpt, report: Progress) -> Task:
     ]
     report(len(candidates), len(candidates) + 1)
     best, more = remedied(best, judge)
-    return replace(best.task, notes=(*task.notes, *notes, *more))
+    return replace(best.task, notes=(*task.notes, *notes, *more), made=best.outcome)
 
 
 def _best(
     task: Task, candidates: Sequence[Candidate], judge: Judge, report: Progress
 ) -> tuple[Trial, str]:
     """The best way to choose ranges, and what it is called."""
-    best, least = (Trial(task, math.inf, 0.0), candidates[0]), 0.0
-    for done, candidate in enumerate(candidates):
-        report(done, len(candidates) + 1)  # what remedies there are is not known yet: they are one
+    first, *others = candidates
+    steps = len(candidates) + 1  # what remedies there are is not known yet: they are one
+    report(0, steps)
+    best = _trial(task, first).judged(judge), first
+    least = SHARE * best[0].int8
+    for done, candidate in enumerate(others, 1):
+        report(done, steps)
         best = _better(task, candidate, judge, best, least)
-        least = least if done else SHARE * best[0].int8
     without = replace(best[1], bias=False)
     if task.config.bias_correction is None and without not in candidates:
         best = _better(task, without, judge, best, least)
@@ -171,13 +175,16 @@ def _better(
     least: float,
 ) -> tuple[Trial, Candidate]:
     """This candidate if it beats the best so far, and has at least so much in int8; else that."""
-    tried = replace(task, config=candidate.config(task.config))
-    outcome = tried.outcome()
-    int8 = int8_share(outcome)
-    if int8 < least:
+    trial = _trial(task, candidate)
+    if trial.int8 < least:
         return best
-    noise = judge.noise(outcome.computed, candidate.margin * best[0].noise)
-    return (Trial(tried, noise, int8), candidate) if noise < math.inf else best
+    trial = trial.judged(judge, candidate.margin * best[0].noise)
+    return (trial, candidate) if trial.noise < math.inf else best
+
+
+def _trial(task: Task, candidate: Candidate) -> Trial:
+    """What a candidate makes, not run yet."""
+    return Trial.of(replace(task, config=candidate.config(task.config)))
 
 
 def _ways(task: Task) -> Sequence[Candidate]:
