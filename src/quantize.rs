@@ -409,6 +409,8 @@ fn forced_float(
                     false => format!("no scale was given for '{value}': give calibration data"),
                 },
             );
+        } else if site.op.role == Role::Saturating && options.scheme == Scheme::Symmetric {
+            float.insert(i, "integers with the zero point 0 do not clip at 0".to_owned());
         } else if let Some(reason) = clash(graph, site, options)? {
             float.insert(i, reason);
         } else if by_blocks && matches!(site.op.op_type, "Gemm" | "MatMul") {

@@ -81,6 +81,18 @@ def test_the_worst_samples_come_first_and_a_worse_model_is_not_run_on_all() -> N
     assert len(counting.seen) == len(data)
 
 
+def test_a_model_that_falls_behind_on_the_worst_samples_is_not_run_on_the_rest() -> None:
+    counting, data = Counting(), feeds(*range(1, 21))
+    judge = Judge(scaled(1), data, counting)  # type: ignore[arg-type]
+    best = judge.noise(scaled(1.1))
+    counting.seen.clear()
+    assert judge.noise(scaled(1.099), 0.95 * best) == math.inf
+    assert len(counting.seen) == len(data) // 4
+    counting.seen.clear()
+    assert judge.noise(scaled(1.09), 0.95 * best) < best
+    assert len(counting.seen) == len(data)
+
+
 def test_the_order_of_the_samples_changes_nothing() -> None:
     judge = Judge(scaled(1), feeds(1, 2, 1, 30), SESSIONS)
     assert judge.noise(scaled(1.1)) == pytest.approx(judge.noise(scaled(1.1)), rel=1e-12)

@@ -272,6 +272,23 @@ def test_convolutions_before_every_activation(activation: str, scheme: str, tmp_
 
 
 @pytest.mark.parametrize("scheme", ["asym", "sym"])
+def test_hard_sigmoid_clips_at_both_ends(scheme: str) -> None:
+    """Where it stays float in the symmetric scheme: int8 with the zero point 0 goes on below 0."""
+    net = Net()
+    x = net.conv(net.input("x", 1, 32, 16, 16), 32, 32)
+    x = net.op("Mul", x, net.op("HardSigmoid", net.op("Mul", x, net.constant(6.0)), alpha=1 / 6))
+    model = net.model(net.conv(x, 32, 32))
+    data = [{"x": net.random.normal(size=(1, 32, 16, 16)).astype(np.float32)} for _ in range(4)]
+    task = Task.of(model, data, scheme=scheme, config=rustq.QuantConfig(method="minmax"))
+    result = task.outcome(everything=True)
+    layers = {layer["op_type"]: layer for layer in result.layers}
+    assert layers["HardSigmoid"]["quantized"] == (scheme == "asym")
+    assert layers["Mul"]["quantized"]
+    (expected,), (found,) = run(model, data[0]), run(result.model, data[0], optimize=True)
+    assert sqnr(expected, found) > LEAST_SQNR
+
+
+@pytest.mark.parametrize("scheme", ["asym", "sym"])
 @pytest.mark.parametrize("name", ["classifier", "mobile", "detector", "branching"])
 def test_activations_are_of_the_type_of_the_scheme(name: str, scheme: str) -> None:
     tensors = [t for layer in case(name, scheme).result.report.layers for t in layer.outputs]

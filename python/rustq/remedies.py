@@ -87,19 +87,31 @@ class Trial:
         return f"{self.sqnr}, with {100 * self.int8:.0f} % of the multiply-accumulates in int8"
 
 
-def remedied(best: Trial, judge: Judge) -> tuple[Trial, list[str]]:
+def remedied(first: Trial, judge: Judge) -> tuple[Trial, list[str]]:
     """The model with what makes it better, and a note for each."""
-    notes = []
-    for remedy in (_dearer, _spared) if _free(best.task) else ():
-        better = remedy(best, judge)
-        if better is not None:
-            best, note = better
-            notes.append(note)
+    best, notes = _remedied(first, judge) if _free(first.task) else (first, [])
+    if best.int8 == 0 < first.int8:
+        return best, [
+            f"nothing runs in int8: the outputs' SQNR was {first.sqnr}, and no part that was tried"
+            " is worth its error; rustq.sensitivity tells which layers cost it"
+        ]
     if best.noise > LOW:
         notes.append(
             f"the outputs' SQNR is only {best.sqnr}: rustq.sensitivity tells which layers cost it,"
             " and max_drop=0.01 leaves in float what it takes for 20 dB"
         )
+    return best, notes
+
+
+def _remedied(first: Trial, judge: Judge) -> tuple[Trial, list[str]]:
+    """The worthiest of what the remedies make, the second of the first or by itself."""
+    best, notes = first, list[str]()
+    if dearer := _dearer(first, judge):
+        best, notes = dearer[0], [dearer[1]]
+    start, before = (best, notes) if best.noise > LOW else (first, [])
+    spared = _spared(start, judge)
+    if spared and spared[0].worth > best.worth:
+        best, notes = spared[0], [*before, spared[1]]
     return best, notes
 
 

@@ -157,6 +157,11 @@ impl Balanced {
         QuantParams::new(self.range, scheme)
     }
 
+    /// What makes divided values of the channels.
+    pub fn inverse(&self) -> Vec<f32> {
+        self.factors.iter().map(|factor| 1.0 / factor).collect()
+    }
+
     /// Those with which the same integers mean the value itself: a scale for each channel.
     pub fn undivided(&self, params: &QuantParams, axis: usize) -> QuantParams {
         QuantParams {

@@ -180,15 +180,16 @@ impl<'m> Emitter<'_, 'm> {
         Some(self.writer.name(&format!("{value}_divided")))
     }
 
-    /// The Mul that makes a value of its divided form, for float readers.
+    /// The Div that makes a value of its divided form, for float readers.
     ///
     /// A DequantizeLinear with a scale for each channel would do it alone; but ONNX Runtime keeps what convolutions make
-    /// with the channels last, where that takes nine times as long as one with one scale.
+    /// with the channels last, where that takes nine times as long as one with one scale. A Mul it would take for the
+    /// first of a Gelu behind it, which it then does not put together.
     fn undivided(&mut self, value: &str) -> Option<NodeProto> {
         let plan = self.plan;
-        let factors = &plan.balance.get(value)?.factors;
+        let inverse = plan.balance.get(value)?.inverse();
         let divided = self.divided(value)?;
-        Some(self.by_channel(value, (&divided, value), "undivided_factors", factors))
+        Some(self.by_channel("Div", value, (&divided, value), &inverse))
     }
 
     /// A clip at 0 in the symmetric scheme, where 0 is in the middle of the integers and saturation cannot stand in for
@@ -231,16 +232,16 @@ impl<'m> Emitter<'_, 'm> {
 
     /// The Mul that divides a float value by the factors of its channels.
     fn division(&mut self, value: &str, divided: &str) -> NodeProto {
-        let inverse: Vec<f32> = self.plan.balance[value].factors.iter().map(|factor| 1.0 / factor).collect();
-        self.by_channel(value, (value, divided), "factors", &inverse)
+        let inverse = self.plan.balance[value].inverse();
+        self.by_channel("Mul", value, (value, divided), &inverse)
     }
 
-    /// A Mul of a form of `value` by one number for each channel.
+    /// A Mul or Div of a form of `value` by one number for each channel.
     fn by_channel(
         &mut self,
+        op_type: &str,
         value: &str,
         (input, output): (&str, &str),
-        kind: &str,
         numbers: &[f32],
     ) -> NodeProto {
         let behind = match self.plan.balance[value].axis {
@@ -249,8 +250,8 @@ impl<'m> Emitter<'_, 'm> {
         };
         let ones = vec![1; usize::try_from(behind).unwrap_or(0)];
         let dims = [&[numbers.len()], ones.as_slice()].concat();
-        let constant = self.writer.constant(&format!("{value}_{kind}"), || tensor("", &dims, numbers));
-        node("Mul", &format!("{output}_Mul"), &[input, &constant], &[output])
+        let constant = self.writer.constant(&format!("{value}_factors"), || tensor("", &dims, numbers));
+        node(op_type, &format!("{output}_{op_type}"), &[input, &constant], &[output])
     }
 
     /// Keeps a float operator that stands between two integer ones float.
