@@ -11,7 +11,7 @@ from onnx import helper
 EVERYTHING = rustq.QuantConfig(noise_price=0)
 
 
-@pytest.mark.parametrize("batch", [1, "N"])
+@pytest.mark.parametrize("batch", [1, "N", -1])
 def test_transposed_convolutions_are_counted(batch: int | str) -> None:
     net = Net()
     x = net.op("Relu", net.conv(net.input("x", batch, 32, 16, 16), 32, 64))

@@ -285,7 +285,7 @@ def test_the_best_way_is_kept_and_named() -> None:
     notes = [note for note in result.report.notes if note.startswith("ranges:")]
     assert len(notes) == 1
     assert (
-        "channels equalized, biases corrected, the best of 4 ways by the outputs on 4 samples"
+        "channels equalized, biases corrected, the best of 4 ways by the outputs on 8 samples"
         in notes[0]
     )
     # An iterator can be read only once, and is as good.

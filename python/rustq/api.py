@@ -419,7 +419,7 @@ class Task:
     def quantized(self, excluded: Sequence[str] = ()) -> QuantizedModel:
         """The quantized model, with these nodes in float, besides those of the config."""
         outcome = self.outcome(excluded)
-        count_multiplications(self.model, outcome.layers)
+        count_multiplications(self.model, outcome.layers, self.shapes)
         names = [name for name, _ in self.model.nodes]
         unused = self.config.unused_exclusions(names)
         misspelt = [f"exclude: no node is called '{name}'" for name in unused]

@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Excerpt", "layer_inputs"]
 
-FOR_BIAS, FOR_ROUNDING = 8, 16
-"""Samples that are run for the corrections. Means need few: with 16 the outputs are no closer."""
-REMEMBERED = 16
-"""Samples of an iterator that can be read again."""
+SAMPLES = 16
+"""Samples that are run for the corrections, and of an iterator those that can be read again."""
 SPREAD = 64
 """Samples among which they are chosen, evenly."""
 
@@ -40,16 +38,16 @@ class Excerpt:
 
     def _remembered(self, data: Iterator[Any], first: list[Any]) -> Iterator[Any]:
         for sample in data:
-            if len(first) < REMEMBERED:
+            if len(first) < SAMPLES:
                 first.append(deepcopy(sample))  # its maker may use the memory again
             yield sample
 
     def feeds(
-        self, model: _rustq.Model, config: QuantConfig, calibrated: int, count: int
+        self, model: _rustq.Model, config: QuantConfig, calibrated: int, count: int = SAMPLES
     ) -> Iterator[Any]:
         """At most `count` of the `calibrated` samples, evenly spread, as feeds of this model."""
         again = self.data if self._first is None else self._first
-        among = min(calibrated, SPREAD) if self._first is None else REMEMBERED
+        among = min(calibrated, SPREAD) if self._first is None else SAMPLES
         samples = feeds(again, inputs_of_model(model), config.images)
         # Each place on a line of `count` steps is taken by the first sample at or after it.
         return (feed for i, feed in enumerate(islice(samples, among)) if -i * count % among < count)
@@ -60,13 +58,11 @@ def layer_inputs(
 ) -> _rustq.LayerInputs:
     """Means of what the layers of a prepared model multiply, and second moments if weights are
     rounded by them."""
-    learned = config.rounding == "learned"
-    seen = _rustq.LayerInputs(model, learned)
+    seen = _rustq.LayerInputs(model, config.rounding == "learned")
     if not seen.values:
         return seen
     runner = Sessions(config).session(model.with_outputs(seen.values))
-    count = FOR_ROUNDING if learned else FOR_BIAS
-    for feed in excerpt.feeds(model, config, calibrated, count):
+    for feed in excerpt.feeds(model, config, calibrated):
         values = zip(seen.values, runner.run(seen.values, feed), strict=True)
         floats = {name: np.ascontiguousarray(v) for name, v in values if v.dtype == np.float32}
         seen.observe(list(floats), list(floats.values()))

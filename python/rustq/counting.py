@@ -1,9 +1,9 @@
 """Multiply-accumulates with weights of the layers that were no candidates for int8.
 
 The quantizer knows the sizes of what calibration observed, which is what its candidates read and
-make. For the others the shapes that onnx infers tell. Lengths that the model leaves open are taken
-as `OPEN`, and the counts scaled by what the candidates do: in proportion to batch, time and area,
-as products with weights are.
+make. For the others the shapes that onnx infers tell, for inputs like the first sample. Without
+samples lengths that the model leaves open are taken as `OPEN`. The counts are scaled by what the
+candidates do: in proportion to batch, time and area, as products with weights are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rustq.folding import inferred_values
+from rustq.errors import ModelError
+from rustq.folding import inferred_values, specialized
 
 if TYPE_CHECKING:
     import onnx
@@ -27,14 +28,21 @@ OPEN = 64
 Shapes = Mapping[str, Sequence[int]]
 
 
-def count(model: _rustq.Model, layers: Sequence[dict[str, Any]]) -> None:
+def count(
+    model: _rustq.Model, layers: Sequence[dict[str, Any]], sample: Mapping[str, Sequence[int]]
+) -> None:
     """Fills in the `macs` of the records without, where they can be known.
 
     A product of two activations has no weights: 0.
+
+    Args:
+        model: the float model.
+        layers: the records.
+        sample: the shapes of the inputs in the first sample, if there is one.
     """
     if all(layer["macs"] is not None or layer["op_type"] not in _RULES for layer in layers):
         return
-    counts = _counts(model)
+    counts = _counts(model, sample)
     known = [layer for layer in layers if layer["macs"] and counts.get(layer["name"])]
     nominal = sum(counts[layer["name"]] for layer in known)
     scale = sum(layer["macs"] for layer in known) / nominal if nominal else None
@@ -44,20 +52,10 @@ def count(model: _rustq.Model, layers: Sequence[dict[str, Any]]) -> None:
             layer["macs"] = round(nominal * (scale or 0))
 
 
-def _counts(model: _rustq.Model) -> dict[str, int]:
-    """Of each layer by name, with `OPEN` for every open length."""
-    import onnx
-
-    proto = onnx.load_model_from_string(model.skeleton().to_bytes())
+def _counts(model: _rustq.Model, sample: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Of each layer by name, as far as shapes are known."""
+    graph = _described(_sized(model, sample))
     activations = {name for name, *_ in model.inputs}
-    for value in proto.graph.input:
-        for dim in value.type.tensor_type.shape.dim if value.name in activations else ():
-            if not dim.HasField("dim_value"):
-                dim.dim_value = OPEN
-    try:
-        graph = inferred_values(proto).graph
-    except Exception:  # onnx raises several errors without a base class; all mean the same here
-        return {}
     activations.update(name for node in graph.node for name in node.output)
     shapes, counts = _shapes(graph), {}
     for node in graph.node:
@@ -70,6 +68,30 @@ def _counts(model: _rustq.Model) -> dict[str, int]:
         except (KeyError, IndexError):  # a shape that is not known, or does not fit the operator
             continue
     return counts
+
+
+def _sized(model: _rustq.Model, sample: Mapping[str, Sequence[int]]) -> _rustq.Model:
+    """The model for inputs of these shapes, if there is one."""
+    try:
+        return specialized(model, sample) if sample else model
+    except ModelError:
+        return model
+
+
+def _described(model: _rustq.Model) -> onnx.GraphProto:
+    """The graph with the shapes of values, as far as they can be inferred."""
+    import onnx
+
+    proto = onnx.load_model_from_string(model.skeleton().to_bytes())
+    activations = {name for name, *_ in model.inputs}
+    for value in proto.graph.input:
+        for dim in value.type.tensor_type.shape.dim if value.name in activations else ():
+            if dim.dim_value <= 0:  # some exporters write -1
+                dim.dim_value = OPEN
+    try:
+        return inferred_values(proto).graph
+    except Exception:  # onnx raises several errors without a base class; all mean the same here
+        return proto.graph
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from rustq import text
 from rustq.corrections import Excerpt, layer_inputs
 from rustq.errors import ModelError
-from rustq.judging import LEAST, Judge
+from rustq.judging import Judge
 from rustq.remedies import Trial, remedied
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = ["CANDIDATES", "Candidate", "chosen"]
 
-EACH, MOST = 3, 64
-"""Samples that are run: one in so many of those that were calibrated on, and at most. With an
-eighth of them, an OCR model kept what seemed 8 dB better than it was: one line in twenty makes a
-third of its error."""
+LEAST, EACH, MOST = 8, 3, 64
+"""Samples that are run: a third of those that were calibrated on, and so many at least and at most.
+With an eighth of them, an OCR model kept what seemed 8 dB better than it was: one line in twenty
+makes a third of its error."""
 MARGIN = 10 ** (-0.02)
 """Share of the least error so far, a fifth of a decibel below it, that a candidate has to reach."""
 EVEN_MARGIN = 10 ** (-0.15)
