@@ -11,7 +11,7 @@ import pytest
 import rustq
 from builders import Array, Feed, Net
 from rustq import judging
-from rustq.judging import Judge
+from rustq.judging import UNKNOWN, Judge
 from rustq.measuring import Reference, Sessions
 
 SESSIONS = Sessions(rustq.QuantConfig(threads=1))
@@ -23,6 +23,15 @@ def scaled(*factors: float) -> Any:
     x = net.input("x", 1, 64)
     outputs = [net.op("Mul", x, net.constant(np.float32([factor]))) for factor in factors]
     return rustq.load(net.model(*outputs))._core
+
+
+def clipped(most: float) -> Any:
+    """A model whose output is x, but no more than that."""
+    net = Net()
+    x = net.input("x", 1, 64)
+    return rustq.load(
+        net.model(net.op("Min", x, net.constant(np.float32([most])), out="mul0"))
+    )._core
 
 
 def feeds(*sizes: float) -> list[Feed]:
@@ -53,62 +62,76 @@ def test_the_noise_is_that_of_the_definition() -> None:
     judge = Judge(scaled(1, 2), data, SESSIONS)
     other = scaled(1.1, 2.1)
     expected = (0.1**2 + (0.1 / 2) ** 2) / 2
-    assert judge.noise(other) == pytest.approx(expected, rel=1e-4)
-    assert judge.noise(other) == pytest.approx(
+    assert judge.error(other).noise == pytest.approx(expected, rel=1e-4)
+    assert judge.error(other).noise == pytest.approx(
         Reference(scaled(1, 2), data, SESSIONS).error(other).noise, rel=1e-9
     )
-    assert judge.noise(scaled(1, 2)) == 0
+    assert judge.error(scaled(1, 2)).noise == 0
 
 
-def test_what_is_not_below_the_limit_is_infinite() -> None:
+def test_the_typical_error_is_that_of_the_definition() -> None:
+    [first, second] = feeds(1, 1)
+    first["x"][:], second["x"][:] = 1, [[1.0] * 32 + [2.0] * 32]
+    other, data = clipped(1.5), [first, second]
+    error = Judge(scaled(1), data, SESSIONS).error(other)
+    of_second = (32 * 0.5**2) / (32 + 32 * 4)
+    assert error.noise == pytest.approx(32 * 0.5**2 / (64 + 32 + 32 * 4), rel=1e-9)
+    assert error.typical == pytest.approx((math.sqrt(of_second) / 2) ** 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("figure", ["noise", "typical"])
+def test_what_is_not_below_a_limit_is_unknown(figure: str) -> None:
     judge = Judge(scaled(1), feeds(1, 3, 2), SESSIONS)
-    noise = judge.noise(scaled(1.1))
-    assert judge.noise(scaled(1.1), 1.001 * noise) == noise
-    assert judge.noise(scaled(1.1), noise) == math.inf
-    assert judge.noise(scaled(1.1), 0.5 * noise) == math.inf
+    error = judge.error(scaled(1.1))
+    limit = getattr(error, figure)
+    assert judge.error(scaled(1.1), **{figure: 1.001 * limit}) == error
+    assert judge.error(scaled(1.11), **{figure: limit}) == UNKNOWN
+    assert judge.error(scaled(1.1), **{figure: 0.5 * limit}) == UNKNOWN
 
 
 def test_the_worst_samples_come_first_and_a_worse_model_is_not_run_on_all() -> None:
     counting, data = Counting(), feeds(1, 2, 1, 30, 1, 1, 1, 1)
     judge = Judge(scaled(1), data, counting)  # type: ignore[arg-type]
-    best = judge.noise(scaled(1.1))
+    best = judge.error(scaled(1.1)).noise
     assert [feed["x"] is data[3]["x"] for feed in judge.feeds] == [True] + 7 * [False]
     counting.seen.clear()
-    assert judge.noise(scaled(1.2), best) == math.inf
+    assert judge.error(scaled(1.2), noise=best) == UNKNOWN
     assert counting.seen == [float(data[3]["x"].flat[0])]
     counting.seen.clear()
-    assert judge.noise(scaled(1.05), best) < best
+    assert judge.error(scaled(1.05), noise=best).noise < best
     assert len(counting.seen) == len(data)
 
 
 def test_a_model_that_falls_behind_on_the_worst_samples_is_not_run_on_the_rest() -> None:
     counting, data = Counting(), feeds(*range(1, 21))
     judge = Judge(scaled(1), data, counting)  # type: ignore[arg-type]
-    best = judge.noise(scaled(1.1))
+    best = judge.error(scaled(1.1)).typical
     counting.seen.clear()
-    assert judge.noise(scaled(1.099), 0.95 * best) == math.inf
+    assert judge.error(scaled(1.099), typical=0.95 * best) == UNKNOWN
     assert len(counting.seen) == len(data) // 4
     counting.seen.clear()
-    assert judge.noise(scaled(1.09), 0.95 * best) < best
+    assert judge.error(scaled(1.09), typical=0.95 * best).typical < best
     assert len(counting.seen) == len(data)
 
 
 def test_the_order_of_the_samples_changes_nothing() -> None:
     judge = Judge(scaled(1), feeds(1, 2, 1, 30), SESSIONS)
-    assert judge.noise(scaled(1.1)) == pytest.approx(judge.noise(scaled(1.1)), rel=1e-12)
+    assert judge.error(scaled(1.1)).noise == pytest.approx(
+        judge.error(scaled(1.1)).noise, rel=1e-12
+    )
 
 
 def test_an_output_of_zeros_has_all_noise_or_none() -> None:
     judge = Judge(scaled(1, 0), feeds(1, 2), SESSIONS)
-    assert judge.noise(scaled(1, 0)) == 0
-    assert judge.noise(scaled(1, 1)) == 0.5
+    assert judge.error(scaled(1, 0)).noise == 0
+    assert judge.error(scaled(1, 1)).noise == 0.5
 
 
 def test_infinities_are_left_out() -> None:
     [first, second] = feeds(1, 1)
     first["x"][0, 0], second["x"][0, 1] = np.inf, -np.inf
     judge = Judge(scaled(1), [first, second], SESSIONS)
-    assert judge.noise(scaled(1.1)) == pytest.approx(0.01, rel=1e-4)
+    assert judge.error(scaled(1.1)).noise == pytest.approx(0.01, rel=1e-4)
 
 
 def test_samples_are_kept_evenly_and_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,4 +157,4 @@ def test_outputs_without_numbers_have_no_noise() -> None:
     )
     opset = onnx.helper.make_opsetid("", 17)
     model = rustq.load(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8))._core
-    assert Judge(model, feeds(1, 2), SESSIONS).noise(model) == 0
+    assert Judge(model, feeds(1, 2), SESSIONS).error(model).noise == 0

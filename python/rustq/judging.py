@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rustq import _rustq
     from rustq.measuring import Sessions
 
-__all__ = ["Judge"]
+__all__ = ["UNKNOWN", "Error", "Judge"]
 
 KEPT = 128 << 20
 """Bytes of feeds and outputs that are kept, beyond which every other sample is let go."""
@@ -28,11 +28,35 @@ worst on, with most of its error, at least `LEAST`."""
 
 
 @dataclass(frozen=True)
+class Error:
+    """How far the outputs of a model are from those of another.
+
+    Attributes:
+        noise: energy of the error, relative to that of the outputs and averaged over them.
+        typical: the same of a typical sample: the mean of the square roots, squared. A few samples
+            often make most of the energy, and it takes luck to have them among those that are run;
+            this tells which of two models is better with fewer.
+    """
+
+    noise: float
+    typical: float
+
+
+UNKNOWN = Error(math.inf, math.inf)
+"""Of a model that was not run, or not to the end."""
+
+
+@dataclass(frozen=True)
 class Sample:
-    """A feed, and what the float model makes of it."""
+    """A feed, and what the float model makes of it.
+
+    Attributes:
+        signal: energy of each kind of values in the outputs.
+    """
 
     feed: Feed
     outputs: dict[str, Array]
+    signal: Array = field(default_factory=lambda: np.zeros(0))
 
     @property
     def nbytes(self) -> int:
@@ -44,9 +68,8 @@ class Judge:
     """The float model's outputs on some samples, kept to compare those of others with.
 
     An output that joins values of different kinds, such as boxes and scores, is as good as the
-    worst of them: large values do not hide small ones. A few samples often make most of the error,
-    and what they are is not known beforehand, so it takes many to tell two models apart; but the
-    energy of the error only grows from sample to sample, and those that were worst for the model
+    worst of them: large values do not hide small ones. It takes many samples to tell two models
+    apart; but errors only grow from sample to sample, and those that were worst for the model
     before come first. One that is clearly worse is not run on them all; nor is one that falls
     behind on the first of them, where chance is on its side: they were chosen for being bad for the
     other.
@@ -70,45 +93,51 @@ class Judge:
         self._kinds = [sorted(kind) for kinds in kept for kind in kinds]
         self._starts = np.cumsum([0, *map(len, kept)])[:-1]
         self._names = sorted({name for kind in self._kinds for name in kind})
-        self._signal = sum(
-            (self._energies(sample.outputs) for sample in self._samples), self._nothing
-        )
-        self._errors: list[Array] = []
+        self._samples = [
+            replace(sample, signal=self._energies(sample.outputs)) for sample in self._samples
+        ]
+        self._signal = sum((sample.signal for sample in self._samples), self._nothing)
+        self._amplitudes: list[float] = []
 
     @property
     def feeds(self) -> list[Feed]:
         """Of the samples, those on which the last model was worst first."""
         return [sample.feed for sample in self._samples]
 
-    def noise(self, model: _rustq.Model, limit: float = math.inf) -> float:
-        """The energy of the error of a model's outputs, relative to theirs and averaged over them;
-        infinity where it is not below `limit`, or would hardly be."""
+    def error(
+        self, model: _rustq.Model, *, noise: float = math.inf, typical: float = math.inf
+    ) -> Error:
+        """The error of a model's outputs; `UNKNOWN` where one of the two figures is not below its
+        limit, or would hardly be."""
         if not self._names:
-            return 0.0
+            return Error(0.0, 0.0)
         session = self._session(model)
-        allowed = self._allowed(limit)
-        total, errors = self._nothing, []
+        allowed = self._allowed(typical)
+        total, errors, amplitudes = self._nothing, [], []
         for at, sample in enumerate(self._samples):
             outputs = _numbers(self._names, run(session, self._names, sample.feed, at))
             differences = {name: _difference(outputs, sample, name) for name in sample.outputs}
             errors.append(self._energies(differences))
+            amplitudes.append(math.sqrt(self._relative(errors[-1], sample.signal)))
             total = total + errors[-1]
-            if self._relative(total) >= allowed[at]:
-                return math.inf
-        order = np.argsort([self._relative(error) for error in errors], kind="stable")[::-1]
+            if self._relative(total, self._signal) >= noise or sum(amplitudes) >= allowed[at]:
+                return UNKNOWN
+        single = [self._relative(error, self._signal) for error in errors]
+        order = np.argsort(single, kind="stable")[::-1]
         self._samples = [self._samples[at] for at in order]
-        self._errors = [errors[at] for at in order]
-        return self._relative(total)
+        self._amplitudes = [amplitudes[at] for at in order]
+        mean = sum(self._amplitudes) / len(self._amplitudes)
+        return Error(self._relative(total, self._signal), mean**2)
 
-    def _allowed(self, limit: float) -> list[float]:
-        """What the noise has to stay below, after each sample: the limit, and once there are enough
-        of them its share that the last model had by then."""
-        allowed = [limit] * len(self._samples)
-        if self._errors and limit < math.inf:
-            first = max(len(self._samples) // TELLING, LEAST) - 1
-            before = [self._relative(total) for total in np.cumsum(self._errors, axis=0)]
-            if before[-1] > 0:
-                allowed[first:] = [limit * part / before[-1] for part in before[first:]]
+    def _allowed(self, typical: float) -> list[float]:
+        """What the amplitudes together have to stay below, after each sample: what they may be in
+        the end, and once there are enough of them its share that the last model had by then."""
+        count = len(self._samples)
+        allowed = [count * math.sqrt(typical)] * count
+        before = np.cumsum(self._amplitudes)
+        if len(before) and before[-1] > 0 and typical < math.inf:
+            first = max(count // TELLING, LEAST) - 1
+            allowed[first:] = [allowed[-1] * part / before[-1] for part in before[first:]]
         return allowed
 
     @property
@@ -124,10 +153,10 @@ class Judge:
             [sum(_energy(values[name]) for name in kind if name in values) for kind in self._kinds]
         )
 
-    def _relative(self, errors: Array) -> float:
+    def _relative(self, errors: Array, signal: Array) -> float:
         """A kind that is all zero, and no longer is, has a noise of 1."""
         silent = (errors > 0).astype(np.float64)
-        noise = np.divide(errors, self._signal, out=silent, where=self._signal > 0)
+        noise = np.divide(errors, signal, out=silent, where=signal > 0)
         return float(np.maximum.reduceat(noise, self._starts).mean())
 
 

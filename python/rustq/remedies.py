@@ -10,13 +10,12 @@ are looked at, and a remedy is kept if they are closer then and it is worth what
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rustq import text
-from rustq.judging import Judge
+from rustq.judging import UNKNOWN, Error, Judge
 from rustq.measuring import Reference, decibels
 from rustq.ranking import prefixes, ranked
 
@@ -47,22 +46,26 @@ class Trial:
     Attributes:
         task: what makes it.
         outcome: what that made.
-        noise: energy of the error of its outputs, relative to theirs; infinity if it was not run,
-            or not to the end.
+        error: that of its outputs.
     """
 
     task: Task
     outcome: Outcome
-    noise: float = math.inf
+    error: Error = UNKNOWN
 
     @classmethod
     def of(cls, task: Task) -> Trial:
         """What a task makes, not run yet."""
         return cls(task, task.outcome())
 
-    def judged(self, judge: Judge, limit: float = math.inf) -> Trial:
-        """Run beside the float model, as long as its noise may be below `limit`."""
-        return replace(self, noise=judge.noise(self.outcome.computed, limit))
+    def judged(self, judge: Judge, **limits: float) -> Trial:
+        """Run beside the float model, as long as its error may be below the limits."""
+        return replace(self, error=judge.error(self.outcome.computed, **limits))
+
+    @property
+    def noise(self) -> float:
+        """Energy of the error of its outputs, relative to theirs."""
+        return self.error.noise
 
     @property
     def int8(self) -> float:
@@ -151,7 +154,7 @@ def _worthiest(first: Trial, others: Iterable[Task], judge: Judge) -> Trial:
     for task in others:
         trial = Trial.of(task)
         # Above that it is neither worth more nor good enough.
-        trial = trial.judged(judge, max((trial.int8 - best.worth) / WORTH, POOR))
+        trial = trial.judged(judge, noise=max((trial.int8 - best.worth) / WORTH, POOR))
         best = max(best, trial, key=lambda trial: trial.worth)
         if trial.noise <= POOR:
             break

@@ -14,7 +14,6 @@ nothing to run, and the first candidate is taken.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING
 from rustq import text
 from rustq.corrections import Excerpt, layer_inputs
 from rustq.errors import ModelError
-from rustq.judging import Judge
+from rustq.judging import UNKNOWN, Judge
 from rustq.remedies import Trial, remedied
 
 if TYPE_CHECKING:
@@ -37,7 +36,8 @@ LEAST, EACH, MOST = 8, 3, 64
 With an eighth of them, an OCR model kept what seemed 8 dB better than it was: one line in twenty
 makes a third of its error."""
 MARGIN = 10 ** (-0.02)
-"""Share of the least error so far, a fifth of a decibel below it, that a candidate has to reach."""
+"""Share of the least typical error so far, a fifth of a decibel below it, that a candidate has to
+reach."""
 EVEN_MARGIN = 10 ** (-0.15)
 """The `MARGIN` of one that equalizes channels in the float model: it follows the extremes of each,
 of which a few samples know little."""
@@ -182,8 +182,8 @@ def _better(
     trial = _trial(task, candidate)
     if trial.int8 < least:
         return best
-    trial = trial.judged(judge, candidate.margin * best[0].noise)
-    return (trial, candidate) if trial.noise < math.inf else best
+    trial = trial.judged(judge, typical=candidate.margin * best[0].error.typical)
+    return best if trial.error == UNKNOWN else (trial, candidate)
 
 
 def _trial(task: Task, candidate: Candidate) -> Trial:

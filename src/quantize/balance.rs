@@ -7,7 +7,7 @@
 //! |---|---|
 //! | product by weights that makes the value | w\[o, ·\] / r\[o\] and b\[o\] / r\[o\] |
 //! | product by weights that reads it | w\[·, c\] · r\[c\] |
-//! | float operators that read it | a DequantizeLinear with the scales s · r\[c\] |
+//! | float operators that read it | a Div by 1 / r\[c\] behind the DequantizeLinear |
 //! | float operator that makes it | a Mul by 1 / r\[c\] in front of the QuantizeLinear |
 //! | additions, pooling, concatenation | nothing, if all values they join have the same factors |
 //!
