@@ -74,9 +74,9 @@ def test_the_typical_error_is_that_of_the_definition() -> None:
     first["x"][:], second["x"][:] = 1, [[1.0] * 32 + [2.0] * 32]
     other, data = clipped(1.5), [first, second]
     error = Judge(scaled(1), data, SESSIONS).error(other)
-    of_second = (32 * 0.5**2) / (32 + 32 * 4)
-    assert error.noise == pytest.approx(32 * 0.5**2 / (64 + 32 + 32 * 4), rel=1e-9)
-    assert error.typical == pytest.approx((math.sqrt(of_second) / 2) ** 2, rel=1e-9)
+    signal = 64 + 32 + 32 * 4
+    assert error.noise == pytest.approx(32 * 0.5**2 / signal, rel=1e-9)
+    assert error.typical == pytest.approx(2 * (math.sqrt(error.noise) / 2) ** 2, rel=1e-9)
 
 
 @pytest.mark.parametrize("figure", ["noise", "typical"])
@@ -84,7 +84,8 @@ def test_what_is_not_below_a_limit_is_unknown(figure: str) -> None:
     judge = Judge(scaled(1), feeds(1, 3, 2), SESSIONS)
     error = judge.error(scaled(1.1))
     limit = getattr(error, figure)
-    assert judge.error(scaled(1.1), **{figure: 1.001 * limit}) == error
+    again = judge.error(scaled(1.1), **{figure: 1.001 * limit})
+    assert (again.noise, again.typical) == pytest.approx((error.noise, error.typical), rel=1e-9)
     assert judge.error(scaled(1.11), **{figure: limit}) == UNKNOWN
     assert judge.error(scaled(1.1), **{figure: 0.5 * limit}) == UNKNOWN
 

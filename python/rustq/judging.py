@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,9 +33,10 @@ class Error:
 
     Attributes:
         noise: energy of the error, relative to that of the outputs and averaged over them.
-        typical: the same of a typical sample: the mean of the square roots, squared. A few samples
-            often make most of the energy, and it takes luck to have them among those that are run;
-            this tells which of two models is better with fewer.
+        typical: the same if all samples had the mean amplitude, the square root of the energy. A
+            few samples often make most of the energy, and it takes luck to have them among those
+            that are run; this tells with fewer which of two models is better. It is relative to
+            the outputs of all: those of an image without an object do not count for more.
     """
 
     noise: float
@@ -48,15 +49,10 @@ UNKNOWN = Error(math.inf, math.inf)
 
 @dataclass(frozen=True)
 class Sample:
-    """A feed, and what the float model makes of it.
-
-    Attributes:
-        signal: energy of each kind of values in the outputs.
-    """
+    """A feed, and what the float model makes of it."""
 
     feed: Feed
     outputs: dict[str, Array]
-    signal: Array = field(default_factory=lambda: np.zeros(0))
 
     @property
     def nbytes(self) -> int:
@@ -93,10 +89,9 @@ class Judge:
         self._kinds = [sorted(kind) for kinds in kept for kind in kinds]
         self._starts = np.cumsum([0, *map(len, kept)])[:-1]
         self._names = sorted({name for kind in self._kinds for name in kind})
-        self._samples = [
-            replace(sample, signal=self._energies(sample.outputs)) for sample in self._samples
-        ]
-        self._signal = sum((sample.signal for sample in self._samples), self._nothing)
+        self._signal = sum(
+            (self._energies(sample.outputs) for sample in self._samples), self._nothing
+        )
         self._amplitudes: list[float] = []
 
     @property
@@ -113,27 +108,26 @@ class Judge:
             return Error(0.0, 0.0)
         session = self._session(model)
         allowed = self._allowed(typical)
-        total, errors, amplitudes = self._nothing, [], []
+        total, amplitudes = self._nothing, list[float]()
         for at, sample in enumerate(self._samples):
             outputs = _numbers(self._names, run(session, self._names, sample.feed, at))
             differences = {name: _difference(outputs, sample, name) for name in sample.outputs}
-            errors.append(self._energies(differences))
-            amplitudes.append(math.sqrt(self._relative(errors[-1], sample.signal)))
-            total = total + errors[-1]
-            if self._relative(total, self._signal) >= noise or sum(amplitudes) >= allowed[at]:
+            energies = self._energies(differences)
+            total = total + energies
+            amplitudes.append(math.sqrt(self._relative(energies)))
+            if self._relative(total) >= noise or sum(amplitudes) >= allowed[at]:
                 return UNKNOWN
-        single = [self._relative(error, self._signal) for error in errors]
-        order = np.argsort(single, kind="stable")[::-1]
+        order = np.argsort(amplitudes, kind="stable")[::-1]
         self._samples = [self._samples[at] for at in order]
         self._amplitudes = [amplitudes[at] for at in order]
-        mean = sum(self._amplitudes) / len(self._amplitudes)
-        return Error(self._relative(total, self._signal), mean**2)
+        count = len(amplitudes)
+        return Error(self._relative(total), count * (sum(amplitudes) / count) ** 2)
 
     def _allowed(self, typical: float) -> list[float]:
         """What the amplitudes together have to stay below, after each sample: what they may be in
         the end, and once there are enough of them its share that the last model had by then."""
         count = len(self._samples)
-        allowed = [count * math.sqrt(typical)] * count
+        allowed = [math.sqrt(count * typical)] * count
         before = np.cumsum(self._amplitudes)
         if len(before) and before[-1] > 0 and typical < math.inf:
             first = max(count // TELLING, LEAST) - 1
@@ -153,10 +147,10 @@ class Judge:
             [sum(_energy(values[name]) for name in kind if name in values) for kind in self._kinds]
         )
 
-    def _relative(self, errors: Array, signal: Array) -> float:
+    def _relative(self, errors: Array) -> float:
         """A kind that is all zero, and no longer is, has a noise of 1."""
         silent = (errors > 0).astype(np.float64)
-        noise = np.divide(errors, signal, out=silent, where=signal > 0)
+        noise = np.divide(errors, self._signal, out=silent, where=self._signal > 0)
         return float(np.maximum.reduceat(noise, self._starts).mean())
 
 
