@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rustq.comparison import run
+from rustq.comparison import inner, run
 from rustq.samples import Array, Feed, Session
 
 if TYPE_CHECKING:
@@ -190,8 +190,8 @@ def _difference(outputs: dict[str, Array], sample: Sample, name: str) -> Array:
 def _energy(values: Array) -> float:
     """The sum of the squares of what is finite."""
     flat = values.ravel().astype(np.float64, copy=False)
-    energy = float(np.dot(flat, flat))
+    energy = inner(flat, flat)
     if math.isfinite(energy):
         return energy
     finite = flat[np.isfinite(flat)]
-    return float(np.dot(finite, finite))
+    return inner(finite, finite)
