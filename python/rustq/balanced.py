@@ -24,7 +24,8 @@ __all__ = ["DIVIDED", "put_back"]
 DIVIDED = "_divided"
 """Behind the name of a value: the same divided by the factors of its channels."""
 FACTORS = "_factors"
-"""Behind the name of a value that is made in float: what its channels are multiplied by."""
+"""Behind the name of a value that is divided where it is made in float, or put back for float
+operators: what its channels are multiplied by to be divided."""
 
 ALONG_THE_FIRST = frozenset({"Conv", "AveragePool", "GlobalAveragePool"})
 """Operators whose channels are along axis 1; those of others are along the last."""

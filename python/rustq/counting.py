@@ -9,11 +9,11 @@ candidates do: in proportion to batch, time and area, as products with weights a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from rustq.errors import ModelError
-from rustq.folding import inferred_values, specialized
+from rustq.folding import folded, inferred_values
 
 if TYPE_CHECKING:
     import onnx
@@ -54,8 +54,8 @@ def count(
 
 def _counts(model: _rustq.Model, sample: Mapping[str, Sequence[int]]) -> dict[str, int]:
     """Of each layer by name, as far as shapes are known."""
-    graph = _described(_sized(model, sample))
     activations = {name for name, *_ in model.inputs}
+    graph = _described(_sized(model, sample), activations)
     activations.update(name for node in graph.node for name in node.output)
     shapes, counts = _shapes(graph), {}
     for node in graph.node:
@@ -73,17 +73,17 @@ def _counts(model: _rustq.Model, sample: Mapping[str, Sequence[int]]) -> dict[st
 def _sized(model: _rustq.Model, sample: Mapping[str, Sequence[int]]) -> _rustq.Model:
     """The model for inputs of these shapes, if there is one."""
     try:
-        return specialized(model, sample) if sample else model
+        return folded(model.with_input_shapes(sample))._core if sample else model
     except ModelError:
         return model
 
 
-def _described(model: _rustq.Model) -> onnx.GraphProto:
-    """The graph with the shapes of values, as far as they can be inferred."""
+def _described(model: _rustq.Model, activations: Set[str]) -> onnx.GraphProto:
+    """The graph with the shapes of values for these inputs; an empty one if onnx cannot infer
+    them."""
     import onnx
 
     proto = onnx.load_model_from_string(model.skeleton().to_bytes())
-    activations = {name for name, *_ in model.inputs}
     for value in proto.graph.input:
         for dim in value.type.tensor_type.shape.dim if value.name in activations else ():
             if dim.dim_value <= 0:  # some exporters write -1
@@ -91,7 +91,7 @@ def _described(model: _rustq.Model) -> onnx.GraphProto:
     try:
         return inferred_values(proto).graph
     except Exception:  # onnx raises several errors without a base class; all mean the same here
-        return proto.graph
+        return onnx.GraphProto()
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:

@@ -120,8 +120,7 @@ class Judge:
         order = np.argsort(amplitudes, kind="stable")[::-1]
         self._samples = [self._samples[at] for at in order]
         self._amplitudes = [amplitudes[at] for at in order]
-        count = len(amplitudes)
-        return Error(self._relative(total), count * (sum(amplitudes) / count) ** 2)
+        return Error(self._relative(total), sum(amplitudes) ** 2 / len(amplitudes))
 
     def _allowed(self, typical: float) -> list[float]:
         """What the amplitudes together have to stay below, after each sample: what they may be in
