@@ -152,7 +152,9 @@ impl Inputs {
     fn take_up(&self, factors: Factors, values: &mut [f32]) {
         if self.axis == 1 {
             for (d, row) in values.chunks_mut(self.outputs.max(1)).enumerate() {
-                multiply(row, factors.input.map(|input| input[d]));
+                if let Some(input) = factors.input {
+                    multiply(row, input[d]);
+                }
                 if let Some(output) = factors.output {
                     row.iter_mut().zip(output).for_each(|(w, factor)| *w /= factor);
                 }
@@ -166,7 +168,7 @@ impl Inputs {
                     1 => filter.iter_mut().zip(seen).for_each(|(w, factor)| *w *= factor),
                     taps => {
                         let windows = filter.chunks_mut(taps.max(1)).zip(seen);
-                        windows.for_each(|(window, &factor)| multiply(window, Some(factor)));
+                        windows.for_each(|(window, &factor)| multiply(window, factor));
                     }
                 }
             }
@@ -177,11 +179,8 @@ impl Inputs {
     }
 }
 
-/// Multiplies by a factor, if there is one.
-fn multiply(values: &mut [f32], factor: Option<f32>) {
-    if let Some(factor) = factor {
-        values.iter_mut().for_each(|value| *value *= factor);
-    }
+fn multiply(values: &mut [f32], factor: f32) {
+    values.iter_mut().for_each(|value| *value *= factor);
 }
 
 /// Weights of one operator as integers, and its bias if it has one.
