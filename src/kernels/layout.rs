@@ -35,8 +35,9 @@ pub enum Run {
     Each(usize),
 }
 
-/// So many elements take much longer than calling a kernel, and with their parameters stay in the first-level cache.
-pub const LONG: usize = 2048;
+/// So many elements take much longer than calling a kernel, and their parameters stay in the first-level cache while others
+/// of as many elements are read ahead.
+pub const LONG: usize = 1024;
 
 impl Along {
     /// How often the parameters are to be repeated for runs of elements with one each, and how they lie then: 0 times if there

@@ -74,6 +74,12 @@ pub struct Product {
     pub(super) fraction: i32,
 }
 
+/// [`f32::is_normal`] without a branch, so that many are looked at together.
+#[inline(always)]
+fn is_normal(v: f32) -> bool {
+    (v.abs() >= f32::MIN_POSITIVE) & (v.abs() < f32::INFINITY)
+}
+
 /// Number of bits below 1 in floats from 512 to 1024.
 pub(super) const FRACTION: i32 = 14;
 
@@ -91,8 +97,9 @@ impl Product {
     /// Whether the bound on the error holds.
     #[inline(always)]
     fn is_exact_enough(scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> bool {
-        let fits = qmin >= -255 && qmax <= 255 && qmin - zero_point >= -255 && qmax - zero_point <= 255;
-        fits && scale.is_normal() && (1.0 / scale).is_normal()
+        let fits = |q: i32| (-255..=255).contains(&q);
+        let fits = fits(qmin) & fits(qmax) & fits(qmin - zero_point) & fits(qmax - zero_point);
+        fits & is_normal(scale) & is_normal(1.0 / scale)
     }
 
     /// What is added to a product.
@@ -189,13 +196,58 @@ impl Steps for Uniform {
     }
 }
 
-/// A scale and a zero point for each element.
+/// Zero points of the elements of a slice.
+pub trait Zeros: Copy {
+    /// Of the elements from `at` on.
+    fn points<const N: usize>(self, at: usize) -> [i32; N];
+    /// [`Product::offset`] of the elements from `at` on.
+    fn offsets<const N: usize>(self, at: usize) -> [f32; N];
+}
+
+/// The same for all, as of symmetric weights: nothing to load.
 #[derive(Clone, Copy)]
-pub struct Each<'a> {
+pub(super) struct Shared {
+    point: i32,
+    offset: f32,
+}
+
+impl Zeros for Shared {
+    #[inline(always)]
+    fn points<const N: usize>(self, _: usize) -> [i32; N] {
+        [self.point; N]
+    }
+
+    #[inline(always)]
+    fn offsets<const N: usize>(self, _: usize) -> [f32; N] {
+        [self.offset; N]
+    }
+}
+
+/// One for each.
+#[derive(Clone, Copy)]
+pub(super) struct Own<'a> {
+    points: &'a [i32],
+    offsets: &'a [f32],
+}
+
+impl Zeros for Own<'_> {
+    #[inline(always)]
+    fn points<const N: usize>(self, at: usize) -> [i32; N] {
+        from(self.points, at)
+    }
+
+    #[inline(always)]
+    fn offsets<const N: usize>(self, at: usize) -> [f32; N] {
+        from(self.offsets, at)
+    }
+}
+
+/// A scale for each element.
+#[derive(Clone, Copy)]
+pub struct Each<'a, Z> {
     scale: &'a [f32],
-    zero_point: &'a [i32],
     reciprocal: &'a [f32],
-    offset: &'a [f32],
+    zeros: Z,
     qmin: i32,
     qmax: i32,
     product: Product,
@@ -206,7 +258,7 @@ fn from<T: Copy, const N: usize>(values: &[T], at: usize) -> [T; N] {
     *values[at..].first_chunk().expect("as many as elements")
 }
 
-impl Steps for Each<'_> {
+impl<Z: Zeros> Steps for Each<'_, Z> {
     #[inline(always)]
     fn scales<const N: usize>(self, at: usize) -> [f32; N] {
         from(self.scale, at)
@@ -214,7 +266,7 @@ impl Steps for Each<'_> {
 
     #[inline(always)]
     fn zero_points<const N: usize>(self, at: usize) -> [i32; N] {
-        from(self.zero_point, at)
+        self.zeros.points(at)
     }
 
     #[inline(always)]
@@ -239,15 +291,15 @@ impl Steps for Each<'_> {
 
     #[inline(always)]
     fn offsets<const N: usize>(self, at: usize) -> [f32; N] {
-        from(self.offset, at)
+        self.zeros.offsets(at)
     }
 }
 
 /// What [`Each`] wants of the parameters of a tensor: worked out once for all elements that share them.
 pub(super) struct Columns {
     scale: Vec<f32>,
-    zero_point: Vec<i32>,
     reciprocal: Vec<f32>,
+    zero_point: Vec<i32>,
     offset: Vec<f32>,
     qmin: i32,
     qmax: i32,
@@ -256,22 +308,37 @@ pub(super) struct Columns {
 
 impl Columns {
     pub(super) fn new(scale: Vec<f32>, zero_point: Vec<i32>, qmin: i32, qmax: i32) -> Self {
-        let mut pairs = scale.iter().zip(&zero_point);
-        let exact_enough = pairs.all(|(&scale, &zero)| Product::is_exact_enough(scale, zero, qmin, qmax));
+        let mut exact_enough = true;
+        // To the end, whatever comes: that is made vectors of.
+        for (&scale, &zero) in scale.iter().zip(&zero_point) {
+            exact_enough &= Product::is_exact_enough(scale, zero, qmin, qmax);
+        }
         let reciprocal = scale.iter().map(|scale| 1.0 / scale).collect();
         let offset = zero_point.iter().map(|&zero| Product::offset(zero)).collect();
         let product = Product::new(qmin, exact_enough);
-        Self { scale, zero_point, reciprocal, offset, qmin, qmax, product }
+        Self { scale, reciprocal, zero_point, offset, qmin, qmax, product }
     }
 
-    /// Of neighbouring elements, the first of which has the parameters at this place.
-    pub(super) fn part(&self, at: usize, length: usize) -> Each<'_> {
+    /// The zero point of all elements, if they have the same.
+    pub(super) fn shared(&self) -> Option<Shared> {
+        let (&point, &offset) = self.zero_point.first().zip(self.offset.first())?;
+        let differing = self.zero_point.iter().fold(0, |differing, &zero| differing | (zero ^ point));
+        (differing == 0).then_some(Shared { point, offset })
+    }
+
+    /// Those of neighbouring elements, the first of which has the parameters at this place.
+    pub(super) fn own(&self, at: usize, length: usize) -> Own<'_> {
+        let of = at..at + length;
+        Own { points: &self.zero_point[of.clone()], offsets: &self.offset[of] }
+    }
+
+    /// The parameters of these elements.
+    pub(super) fn part<Z: Zeros>(&self, at: usize, length: usize, zeros: Z) -> Each<'_, Z> {
         let of = at..at + length;
         Each {
             scale: &self.scale[of.clone()],
-            zero_point: &self.zero_point[of.clone()],
-            reciprocal: &self.reciprocal[of.clone()],
-            offset: &self.offset[of],
+            reciprocal: &self.reciprocal[of],
+            zeros,
             qmin: self.qmin,
             qmax: self.qmax,
             product: self.product,
