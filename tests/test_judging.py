@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import rustq
 from builders import Array, Feed, Net
 from rustq import judging
-from rustq.judging import UNKNOWN, Judge
+from rustq.judging import UNKNOWN
 from rustq.measuring import Reference, Sessions
 
 SESSIONS = Sessions(rustq.QuantConfig(threads=1))
@@ -40,6 +41,11 @@ def feeds(*sizes: float) -> list[Feed]:
     return [{"x": (s * random.normal(size=(1, 64))).astype(np.float32)} for s in sizes]
 
 
+def judging_by(model: Any, data: Iterable[Feed], sessions: Any = SESSIONS) -> judging.Judge:
+    """A judge by what a model makes of these feeds."""
+    return judging.Judge(model, judging.runs(model, data, sessions), sessions)
+
+
 class Counting:
     """Sessions that count their runs, and keep the first element of what they were given."""
 
@@ -59,7 +65,7 @@ class Counting:
 
 def test_the_noise_is_that_of_the_definition() -> None:
     data = feeds(1, 3, 2)
-    judge = Judge(scaled(1, 2), data, SESSIONS)
+    judge = judging_by(scaled(1, 2), data)
     other = scaled(1.1, 2.1)
     expected = (0.1**2 + (0.1 / 2) ** 2) / 2
     assert judge.error(other).noise == pytest.approx(expected, rel=1e-4)
@@ -73,7 +79,7 @@ def test_the_typical_error_is_that_of_the_definition() -> None:
     [first, second] = feeds(1, 1)
     first["x"][:], second["x"][:] = 1, [[1.0] * 32 + [2.0] * 32]
     other, data = clipped(1.5), [first, second]
-    error = Judge(scaled(1), data, SESSIONS).error(other)
+    error = judging_by(scaled(1), data).error(other)
     signal = 64 + 32 + 32 * 4
     assert error.noise == pytest.approx(32 * 0.5**2 / signal, rel=1e-9)
     assert error.typical == pytest.approx(2 * (math.sqrt(error.noise) / 2) ** 2, rel=1e-9)
@@ -81,7 +87,7 @@ def test_the_typical_error_is_that_of_the_definition() -> None:
 
 @pytest.mark.parametrize("figure", ["noise", "typical"])
 def test_what_is_not_below_a_limit_is_unknown(figure: str) -> None:
-    judge = Judge(scaled(1), feeds(1, 3, 2), SESSIONS)
+    judge = judging_by(scaled(1), feeds(1, 3, 2))
     judge.error(scaled(1.1))  # which puts the samples in the order of the runs to come
     error = judge.error(scaled(1.1))
     limit = getattr(error, figure)
@@ -92,7 +98,7 @@ def test_what_is_not_below_a_limit_is_unknown(figure: str) -> None:
 
 def test_the_worst_samples_come_first_and_a_worse_model_is_not_run_on_all() -> None:
     counting, data = Counting(), feeds(1, 2, 1, 30, 1, 1, 1, 1)
-    judge = Judge(scaled(1), data, counting)  # type: ignore[arg-type]
+    judge = judging_by(scaled(1), data, counting)
     best = judge.error(scaled(1.1)).noise
     assert [feed["x"] is data[3]["x"] for feed in judge.feeds] == [True] + 7 * [False]
     counting.seen.clear()
@@ -105,7 +111,7 @@ def test_the_worst_samples_come_first_and_a_worse_model_is_not_run_on_all() -> N
 
 def test_a_model_that_falls_behind_on_the_worst_samples_is_not_run_on_the_rest() -> None:
     counting, data = Counting(), feeds(*range(1, 21))
-    judge = Judge(scaled(1), data, counting)  # type: ignore[arg-type]
+    judge = judging_by(scaled(1), data, counting)
     best = judge.error(scaled(1.1)).typical
     counting.seen.clear()
     assert judge.error(scaled(1.099), typical=0.95 * best) == UNKNOWN
@@ -116,14 +122,14 @@ def test_a_model_that_falls_behind_on_the_worst_samples_is_not_run_on_the_rest()
 
 
 def test_the_order_of_the_samples_changes_nothing() -> None:
-    judge = Judge(scaled(1), feeds(1, 2, 1, 30), SESSIONS)
+    judge = judging_by(scaled(1), feeds(1, 2, 1, 30))
     assert judge.error(scaled(1.1)).noise == pytest.approx(
         judge.error(scaled(1.1)).noise, rel=1e-12
     )
 
 
 def test_an_output_of_zeros_has_all_noise_or_none() -> None:
-    judge = Judge(scaled(1, 0), feeds(1, 2), SESSIONS)
+    judge = judging_by(scaled(1, 0), feeds(1, 2))
     assert judge.error(scaled(1, 0)).noise == 0
     assert judge.error(scaled(1, 1)).noise == 0.5
 
@@ -131,7 +137,7 @@ def test_an_output_of_zeros_has_all_noise_or_none() -> None:
 def test_infinities_are_left_out() -> None:
     [first, second] = feeds(1, 1)
     first["x"][0, 0], second["x"][0, 1] = np.inf, -np.inf
-    judge = Judge(scaled(1), [first, second], SESSIONS)
+    judge = judging_by(scaled(1), [first, second])
     assert judge.error(scaled(1.1)).noise == pytest.approx(0.01, rel=1e-4)
 
 
@@ -139,11 +145,11 @@ def test_samples_are_kept_evenly_and_within_bounds(monkeypatch: pytest.MonkeyPat
     data = feeds(*range(1, 41))
     size = 2 * data[0]["x"].nbytes
     monkeypatch.setattr(judging, "KEPT", 10 * size)
-    kept = Judge(scaled(1), iter(data), SESSIONS).feeds
+    kept = judging_by(scaled(1), iter(data)).feeds
     places = [next(i for i, feed in enumerate(data) if feed["x"] is each["x"]) for each in kept]
     assert places == list(range(0, 40, 4))
     monkeypatch.setattr(judging, "KEPT", size)
-    least = len(Judge(scaled(1), iter(data), SESSIONS).feeds)
+    least = len(judging_by(scaled(1), iter(data)).feeds)
     assert judging.LEAST <= least < 2 * judging.LEAST
 
 
@@ -158,4 +164,4 @@ def test_outputs_without_numbers_have_no_noise() -> None:
     )
     opset = onnx.helper.make_opsetid("", 17)
     model = rustq.load(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8))._core
-    assert Judge(model, feeds(1, 2), SESSIONS).error(model).noise == 0
+    assert judging_by(model, feeds(1, 2)).error(model).noise == 0

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import rustq
 from builders import Array, Feed, Net, run, sqnr
-from rustq.judging import Judge
+from rustq.judging import Judge, runs
 from rustq.measuring import Reference, Sessions, decibels
 
 WIDTH = 128
@@ -138,7 +138,8 @@ def test_large_values_do_not_hide_small_ones_of_another_kind() -> None:
     core, worse = (rustq.load(detector(noise))._core for noise in (0.0, 1.0))
     sessions = Sessions(rustq.QuantConfig(threads=1))
     whole = Reference(core, feeds(1, 2), sessions).error(worse)
-    by_kind = Judge(core, feeds(1, 2), sessions).error(worse).noise
+    judge = Judge(core, runs(core, feeds(1, 2), sessions), sessions)
+    by_kind = judge.error(worse).noise
     assert whole.sqnr_db > 40
     assert 5 < decibels(by_kind) < 15
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rustq import _rustq
+from rustq.comparison import run
 from rustq.data import feeds
 from rustq.measuring import Sessions
 from rustq.runner import inputs_of_model
 
 if TYPE_CHECKING:
     from rustq.config import QuantConfig
+    from rustq.samples import Feed
 
-__all__ = ["Excerpt", "layer_inputs"]
+__all__ = ["Excerpt", "LayerInputs", "layer_inputs"]
 
 SAMPLES = 16
 """Samples that are run for the corrections, and of an iterator those that can be read again."""
@@ -43,27 +45,69 @@ class Excerpt:
             yield sample
 
     def feeds(
-        self, model: _rustq.Model, config: QuantConfig, calibrated: int, count: int = SAMPLES
-    ) -> Iterator[Any]:
-        """At most `count` of the `calibrated` samples, evenly spread, as feeds of this model."""
+        self, model: _rustq.Model, config: QuantConfig, calibrated: int, *counts: int
+    ) -> Iterator[tuple[Feed, list[bool]]]:
+        """Samples as feeds of this model, out of those `calibrated`: for each of the counts at most
+        so many, evenly spread, and with each feed which of the counts it is one of."""
         again = self.data if self._first is None else self._first
         among = min(calibrated, SPREAD) if self._first is None else SAMPLES
         samples = feeds(again, inputs_of_model(model), config.images)
-        # Each place on a line of `count` steps is taken by the first sample at or after it.
-        return (feed for i, feed in enumerate(islice(samples, among)) if -i * count % among < count)
+        for at, feed in enumerate(islice(samples, among)):
+            # Each place on a line of `count` steps is taken by the first sample at or after it.
+            chosen = [-at * count % among < count for count in counts]
+            if any(chosen):
+                yield feed, chosen
+
+
+class LayerInputs:
+    """Means of what the layers of a prepared model multiply, and second moments if weights are
+    rounded by them: on a few samples, on which the model may be run for more than that.
+
+    Attributes:
+        seen: what was found.
+    """
+
+    def __init__(self, model: _rustq.Model, config: QuantConfig) -> None:
+        self._model, self._config = model, config
+        self.seen = _rustq.LayerInputs(model, config.rounding == "learned")
+
+    def runs(
+        self,
+        excerpt: Excerpt,
+        calibrated: int,
+        names: Sequence[str] = (),
+        count: int = 0,
+    ) -> Iterator[tuple[Feed, list[Any]]]:
+        """Runs the model, and gives for `count` samples the feed and these values of the model."""
+        layers = self.seen.values
+        exposed = [*names, *(value for value in layers if value not in names)]
+        if not exposed:
+            return
+        runner = Sessions(self._config).session(self._model.with_outputs(exposed))
+        counts = len(layers) and SAMPLES, count
+        chosen = excerpt.feeds(self._model, self._config, calibrated, *counts)
+        for at, (feed, (for_layers, for_caller)) in enumerate(chosen):
+            wanted = exposed if for_layers else list(names)
+            values = dict(zip(wanted, run(runner, wanted, feed, at), strict=True))
+            if for_layers:
+                self._observe({name: values[name] for name in layers})
+            if for_caller:
+                yield feed, [values[name] for name in names]
+
+    def _observe(self, values: dict[str, Any]) -> None:
+        floats = {
+            name: np.ascontiguousarray(value)
+            for name, value in values.items()
+            if value.dtype == np.float32
+        }
+        self.seen.observe(list(floats), list(floats.values()))
 
 
 def layer_inputs(
     model: _rustq.Model, excerpt: Excerpt, config: QuantConfig, calibrated: int
 ) -> _rustq.LayerInputs:
-    """Means of what the layers of a prepared model multiply, and second moments if weights are
-    rounded by them."""
-    seen = _rustq.LayerInputs(model, config.rounding == "learned")
-    if not seen.values:
-        return seen
-    runner = Sessions(config).session(model.with_outputs(seen.values))
-    for feed in excerpt.feeds(model, config, calibrated):
-        values = zip(seen.values, runner.run(seen.values, feed), strict=True)
-        floats = {name: np.ascontiguousarray(v) for name, v in values if v.dtype == np.float32}
-        seen.observe(list(floats), list(floats.values()))
-    return seen
+    """What the layers of a prepared model multiply, see `LayerInputs`."""
+    inputs = LayerInputs(model, config)
+    for _ in inputs.runs(excerpt, calibrated):
+        pass
+    return inputs.seen

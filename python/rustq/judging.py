@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from rustq import _rustq
     from rustq.measuring import Sessions
 
-__all__ = ["UNKNOWN", "Error", "Judge"]
+__all__ = ["UNKNOWN", "Error", "Judge", "Runs", "runs"]
+
+Runs = Callable[[Sequence[str]], Iterable[tuple[Feed, Sequence[Any]]]]
+"""Runs the float model: gives, sample by sample, the feed and what the model makes of it, the
+values of these names."""
 
 KEPT = 128 << 20
 """Bytes of feeds and outputs that are kept, beyond which every other sample is let go."""
@@ -71,15 +75,13 @@ class Judge:
     other.
     """
 
-    def __init__(self, model: _rustq.Model, feeds: Iterable[Feed], sessions: Sessions) -> None:
+    def __init__(self, model: _rustq.Model, runs: Runs, sessions: Sessions) -> None:
         self._sessions = sessions
         outputs = model.kinds_of_outputs()
         names = sorted({name for kinds in outputs for kind in kinds for name in kind})
         self._inner = names if names != sorted(name for name, *_ in model.outputs) else []
-        session = self._session(model)
         self._samples = _thinned(
-            Sample(feed, _numbers(names, run(session, names, feed, at)))
-            for at, feed in enumerate(feeds)
+            Sample(feed, _numbers(names, values)) for feed, values in runs(names)
         )
         seen = {name for sample in self._samples for name in sample.outputs}
         kept = [
@@ -151,6 +153,17 @@ class Judge:
         silent = (errors > 0).astype(np.float64)
         noise = np.divide(errors, self._signal, out=silent, where=self._signal > 0)
         return float(np.maximum.reduceat(noise, self._starts).mean())
+
+
+def runs(model: _rustq.Model, feeds: Iterable[Feed], sessions: Sessions) -> Runs:
+    """Runs this model on these feeds, for nothing else."""
+
+    def made(names: Sequence[str]) -> Iterable[tuple[Feed, Sequence[Any]]]:
+        session = sessions.session(model.with_outputs(list(names)))
+        for at, feed in enumerate(feeds):
+            yield feed, run(session, names, feed, at)
+
+    return made
 
 
 def _thinned(samples: Iterable[Sample]) -> list[Sample]:

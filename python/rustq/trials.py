@@ -16,15 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rustq import text
-from rustq.corrections import Excerpt, layer_inputs
+from rustq.corrections import Excerpt, LayerInputs, layer_inputs
 from rustq.errors import ModelError
-from rustq.judging import UNKNOWN, Judge
+from rustq.judging import UNKNOWN, Judge, runs
 from rustq.remedies import Trial, remedied
 
 if TYPE_CHECKING:
+    from rustq import _rustq
     from rustq.api import Task
     from rustq.config import QuantConfig
     from rustq.progress import Progress
@@ -41,6 +43,9 @@ reach."""
 EVEN_MARGIN = 10 ** (-0.15)
 """The `MARGIN` of one that equalizes channels in the float model: it follows the extremes of each,
 of which a few samples know little."""
+EXACT = 1e-10
+"""Relative noise of the outputs, 100 dB below them, that two orders of the same float operations
+may differ by: there is nothing to choose."""
 SHARE = 0.98
 """Least multiply-accumulates in int8, relative to those of the first candidate."""
 
@@ -125,22 +130,17 @@ WIDE = (Candidate("minmax"),)
 
 def chosen(task: Task, excerpt: Excerpt, report: Progress) -> Task:
     """The task with the best of the candidates that its configuration leaves open."""
-    assert task.calibration is not None
-    seen, asked = task.calibration.samples, task.config
+    asked = task.config
     candidates = [each.within(asked) for each in _ways(task) if each.fits(asked)]
-    count = min(max(seen // EACH, LEAST), MOST)
-    model = task.as_run
-    try:
-        judge = Judge(model, excerpt.feeds(model, asked, seen, count), task.sessions)
-    except ModelError:
-        return task
     learned = any(each.rounding == "learned" for each in candidates)
     widest = replace(asked, rounding="learned" if learned else "nearest")
-    task = replace(
-        task, inputs=layer_inputs(task.model, excerpt, widest, seen), method=asked.method
-    )
+    try:
+        judge, inputs = _looked_at(task, excerpt, widest)
+    except ModelError:
+        return task
+    task = replace(task, inputs=inputs, method=asked.method)
     best, label = _best(task, candidates, judge, report)
-    if best.noise == 0:
+    if best.noise <= EXACT:
         return replace(best.task, made=best.outcome)
     notes = [
         f"ranges: {label}, {_best_of(candidates)} by the outputs on"
@@ -149,6 +149,24 @@ def chosen(task: Task, excerpt: Excerpt, report: Progress) -> Task:
     report(len(candidates), len(candidates) + 1)
     best, more = remedied(best, judge)
     return replace(best.task, notes=(*task.notes, *notes, *more), made=best.outcome)
+
+
+def _looked_at(
+    task: Task, excerpt: Excerpt, config: QuantConfig
+) -> tuple[Judge, _rustq.LayerInputs]:
+    """What the float model makes of some samples, and what its layers multiply: found in the same
+    runs, if it is run as it was prepared."""
+    assert task.calibration is not None
+    calibrated = task.calibration.samples
+    count = min(max(calibrated // EACH, LEAST), MOST)
+    model = task.as_run
+    if model is task.model:
+        inputs = LayerInputs(model, config)
+        both = partial(inputs.runs, excerpt, calibrated, count=count)
+        return Judge(model, both, task.sessions), inputs.seen
+    feeds = (feed for feed, _ in excerpt.feeds(model, config, calibrated, count))
+    judge = Judge(model, runs(model, feeds, task.sessions), task.sessions)
+    return judge, layer_inputs(task.model, excerpt, config, calibrated)
 
 
 def _best(
@@ -160,7 +178,7 @@ def _best(
     report(0, steps)
     best = _trial(task, first).judged(judge), first
     least = SHARE * best[0].int8
-    if best[0].noise == 0:
+    if best[0].noise <= EXACT:
         return best[0], first.label
     for done, candidate in enumerate(others, 1):
         report(done, steps)
