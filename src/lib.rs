@@ -13,6 +13,7 @@
 //! * [`correct`] makes up for what rounding does.
 //! * [`quantize`] decides what becomes int8 and writes it as QuantizeLinear/DequantizeLinear pairs; [`export`] does so for
 //!   other runtimes than ONNX Runtime.
+//! * [`processor`] tells what this machine lacks for int8 to be fast.
 
 // Where there is unsafe code, and why, is listed in CONTRIBUTING.md.
 #![deny(unsafe_code)]
@@ -47,6 +48,8 @@ pub mod onnx;
 pub mod ops;
 #[forbid(unsafe_code)]
 pub mod patch;
+#[forbid(unsafe_code)]
+pub mod processor;
 #[cfg(feature = "python")]
 mod python;
 #[forbid(unsafe_code)]

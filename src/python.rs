@@ -83,6 +83,7 @@ fn _rustq(module: &Bound<'_, PyModule>) -> PyResult<()> {
     keep_panics_quiet();
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("MINIMUM_OPSET", crate::quantize::MINIMUM_OPSET)?;
+    module.add("MISSING_INSTRUCTIONS", crate::processor::missing_instructions())?;
     module.add_class::<model::PyModel>()?;
     module.add_class::<calibration::PyCalibration>()?;
     module.add_class::<calibration::PyObservers>()?;

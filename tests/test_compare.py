@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from rustq import _rustq
 from rustq.comparison import compare
 from rustq.errors import DataError, ModelError
 from rustq.latency import interleaved_medians
@@ -82,7 +83,8 @@ def test_known_error() -> None:
     assert output.top1_agreement < 0.2
 
 
-def test_zero_output_and_values_that_are_not_finite() -> None:
+def test_zero_output_and_values_that_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_rustq, "MISSING_INSTRUCTIONS", None)
     (output,) = compare(scaled(0), scaled(1), rows()).outputs
     assert output.sqnr_db is output.cosine is None
     result = compare(scaled(1), scaled(1, offset=math.inf), rows())
@@ -91,6 +93,16 @@ def test_zero_output_and_values_that_are_not_finite() -> None:
         "the 20 rows of the data are fed 8 at a time: 3 samples",
         'output "y": 80 value(s) are finite in only one model',
     )
+
+
+def test_times_without_fast_integer_instructions_come_with_a_note(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for missing, count in ((None, 0), ("VNNI", 1)):
+        monkeypatch.setattr(_rustq, "MISSING_INSTRUCTIONS", missing)
+        result = compare(scaled(1), scaled(1), [rows(2)])
+        assert sum("this processor lacks" in note for note in result.notes) == count
+        assert str(result).count("lacks VNNI") == count
 
 
 def test_paths_and_sizes(tmp_path: Path) -> None:

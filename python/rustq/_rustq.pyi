@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 __version__: str
 MINIMUM_OPSET: int
+MISSING_INSTRUCTIONS: str | None
 
 __all__ = [
     "MINIMUM_OPSET",
+    "MISSING_INSTRUCTIONS",
     "Calibration",
     "Given",
     "LayerInputs",

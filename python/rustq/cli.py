@@ -571,6 +571,7 @@ def demo(as_json: bool) -> None:
     console.show_table(
         "handwritten digits, in ONNX Runtime", ("", "float", "int8", ""), result.rows()
     )
+    console.show_notes(result.notes)
     click.echo("next: rustq quantize YOUR_MODEL.onnx --data YOUR_DATA")
 
 

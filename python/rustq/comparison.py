@@ -14,7 +14,7 @@ import numpy as np
 from rustq import text
 from rustq.config import QuantConfig
 from rustq.errors import DataError, ModelError
-from rustq.latency import interleaved_medians
+from rustq.latency import about_this_processor, interleaved_medians
 from rustq.model import QuantizedModel
 from rustq.plain import plain
 from rustq.progress import Progress, reporting
@@ -62,7 +62,7 @@ class Comparison:
             model is for another runtime.
         latency_quantized_ms: the same for the quantized model, run by turns with the float one.
         threads: ONNX Runtime threads of both.
-        notes: what could not be compared, one line each.
+        notes: what could not be compared, and what the times depend on, one line each.
     """
 
     outputs: tuple[OutputComparison, ...]
@@ -203,10 +203,12 @@ def compare(
     assert first is not None
     kept = first
     latency: tuple[float | None, float | None] = (None, None)
+    notes = [*stream.notes, *(note for tally in tallies.values() for note in tally.notes())]
     if runtime.name == "onnxruntime":
         latency = interleaved_medians(
             lambda: sessions[0].run(None, kept), lambda: sessions[1].run(None, kept)
         )
+        notes += about_this_processor()
     return Comparison(
         outputs=tuple(tally.result() for tally in tallies.values() if tally.values),
         samples=samples,
@@ -215,7 +217,7 @@ def compare(
         latency_float_ms=latency[0],
         latency_quantized_ms=latency[1],
         threads=threads,
-        notes=(*stream.notes, *(note for tally in tallies.values() for note in tally.notes())),
+        notes=tuple(notes),
     )
 
 

@@ -7,7 +7,19 @@ from time import perf_counter
 
 import numpy as np
 
-__all__ = ["interleaved_medians"]
+from rustq import _rustq
+
+__all__ = ["about_this_processor", "interleaved_medians"]
+
+
+def about_this_processor() -> list[str]:
+    """What is to be known of times that were measured here: at most one note."""
+    if (missing := _rustq.MISSING_INSTRUCTIONS) is None:
+        return []
+    return [
+        f"this processor lacks {missing}, by which int8 is fast: here it is hardly faster than"
+        " float, so measure on the device"
+    ]
 
 
 def interleaved_medians(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rustq import text
-from rustq.latency import interleaved_medians
+from rustq.latency import about_this_processor, interleaved_medians
 from rustq.progress import Progress
 
 __all__ = ["DemoResult", "run_demo"]
@@ -23,12 +23,14 @@ class DemoResult:
         accuracy: share of the test images told right, float and int8.
         bytes: size of the models.
         latency_ms: median time of a batch of 64 images on one thread, run by turns.
+        notes: what the times depend on, one line each.
     """
 
     summary: str
     accuracy: tuple[float, float]
     bytes: tuple[int, int]
     latency_ms: tuple[float, float]
+    notes: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """The figures as text: what, float, int8, and how they relate."""
@@ -75,4 +77,5 @@ def run_demo(progress: bool | Progress = False) -> DemoResult:
         ),
         bytes=(path.stat().st_size, len(quantized)),
         latency_ms=interleaved_medians(lambda: run(0, batch), lambda: run(1, batch)),
+        notes=tuple(about_this_processor()),
     )
