@@ -295,6 +295,18 @@ def test_pairs_that_are_none_stay() -> None:
     np.testing.assert_allclose(run(proto, feed)[0], run(model, feed)[0], rtol=1e-5, atol=1e-5)
 
 
+def test_integers_without_pairs_are_named() -> None:
+    def notes(result: rustq.QuantizedModel) -> list[str]:
+        return [note for note in result.report.notes if "quantized already" in note]
+
+    once = rustq.quantize(demo.model_path())
+    twice = rustq.quantize(once.to_bytes())
+    assert notes(once) == []
+    (note,) = notes(twice)
+    assert "MatMulInteger" in note
+    assert "DynamicQuantizeLinear" not in note
+
+
 def test_nothing_may_change_the_scales() -> None:
     net = Pairs()
     x = net.pair(net.input("x", "n", 16), 0.02, 100)

@@ -19,7 +19,7 @@ from rustq.errors import DataError, UnsupportedError
 from rustq.folding import FoldedModel, folded
 from rustq.model import Model, QuantizedModel, core_of
 from rustq.pairs import check as check_kept
-from rustq.pairs import taken
+from rustq.pairs import computing_on_integers, taken
 from rustq.progress import Progress, reporting
 from rustq.targets import TARGETS, Job, Outcome, Target, check_measured
 from rustq.targets import target as target_named
@@ -531,6 +531,11 @@ def _prepare(
     notes = []
     if source.undeclared_bytes:
         notes.append(_undeclared(source))
+    if found := computing_on_integers(source.op_counts):
+        notes.append(
+            f"the model is quantized already, and stays as it is there ({found}): give the float"
+            " model that it was made from"
+        )
     simple = folded(inlined(source))._core
     if check:
         simple.check_weights()

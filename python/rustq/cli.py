@@ -39,6 +39,7 @@ from rustq.options import (
     named_shape,
     workers_option,
 )
+from rustq.pairs import computing_on_integers
 from rustq.progress import reporting
 from rustq.report import FAMILIES
 from rustq.samples import shape_text
@@ -450,6 +451,8 @@ def _prospect(op_counts: dict[str, int], weight_bytes: int) -> str:
     """What quantization has to work with, in a few words."""
     if op_counts.get("QuantizeLinear") or op_counts.get("DequantizeLinear"):
         return "this model is quantized already: its scales are kept, for any --target"
+    if computing_on_integers(op_counts):
+        return "this model is quantized already, and will stay so: give the one it was made from"
     counted = [
         f"{number} {name if number == 1 else plural}"
         for name, plural, ops in FAMILIES
