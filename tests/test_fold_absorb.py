@@ -27,6 +27,15 @@ def left(model: onnx.ModelProto) -> int:
     return op_types(model)["BatchNormalization"]
 
 
+def axes(net: Net, *values: int) -> str:
+    return net.constant(values, dtype=np.int64)
+
+
+def row(net: Net, y: str) -> str:
+    """Maps of eight columns as one column."""
+    return net.op("AveragePool", y, kernel_shape=[1, 8])
+
+
 # ---------------------------------------------------------------------- backward
 BETWEEN: dict[str, Callable[[Net, str], str]] = {
     "MaxPool": lambda net, y: net.op("MaxPool", y, kernel_shape=[2, 2], pads=[1, 1, 0, 0]),
@@ -34,6 +43,8 @@ BETWEEN: dict[str, Callable[[Net, str], str]] = {
     "AveragePool": lambda net, y: net.op("AveragePool", y, kernel_shape=[3, 3], pads=[1] * 4),
     "GlobalAveragePool": lambda net, y: net.op("GlobalAveragePool", y),
     "ReduceMean": lambda net, y: net.op("ReduceMean", y, axes=[2, 3]),
+    "Squeeze": lambda net, y: net.op("Squeeze", row(net, y), axes(net, -1)),
+    "Unsqueeze": lambda net, y: net.op("Unsqueeze", y, axes(net, -1, 2)),
     "Resize": lambda net, y: net.op("Resize", y, "", net.constant([1, 1, 2, 2]), mode="linear"),
     "Concat": lambda net, y: net.op("Concat", y, net.conv("x", 3, 4), axis=1),
     "Concat elsewhere": lambda net, y: net.op("Concat", y, net.conv("x", 3, 6), axis=3),
@@ -87,6 +98,9 @@ READERS: dict[str, Callable[[Net, str], str]] = {
     ),
     "pooled and flattened": lambda net, y: net.linear(
         net.op("Flatten", net.op("GlobalAveragePool", y)), 6, 4
+    ),
+    "Squeeze and Unsqueeze": lambda net, y: net.conv(
+        net.op("Unsqueeze", net.op("Squeeze", row(net, y), axes(net, 3)), axes(net, 2)), 6, 4, 1
     ),
     "Transpose and MatMul": lambda net, y: net.op(
         "MatMul",

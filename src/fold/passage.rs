@@ -35,6 +35,8 @@ enum Channels {
     Permute,
     /// A `ReduceMean` must leave it alone.
     Reduce,
+    /// A `Squeeze` or `Unsqueeze` takes axes of length 1 away, or puts them in.
+    Count,
     /// A `Reshape` or `Flatten` to a matrix spreads each channel over its pixels.
     Spread,
     /// A `Concat` gathers it from its inputs.
@@ -60,6 +62,8 @@ const PASSAGES: &[Passage] = &[
     row("Pad", false, repeats_border),
     moving("ReduceMean", Channels::Reduce),
     moving("Transpose", Channels::Permute),
+    moving("Squeeze", Channels::Count),
+    moving("Unsqueeze", Channels::Count),
     moving("Reshape", Channels::Spread),
     moving("Flatten", Channels::Spread),
     moving("Concat", Channels::Gather),
@@ -99,6 +103,7 @@ pub(super) fn passage<'m>(
         (Channels::Stay, _) => Some(map.clone()),
         (Channels::Permute, _) => permuted(node, map, direction),
         (Channels::Reduce, _) => reduced(graph, node, map),
+        (Channels::Count, _) => counted(graph, node, map, direction),
         (Channels::Spread, Direction::Forward(_)) => spread(graph, node, map),
         (Channels::Spread, Direction::Backward) => map.axis.is_none().then(|| map.clone()),
     };
@@ -163,13 +168,41 @@ fn permuted(node: &NodeProto, map: &Diagonal, direction: Direction) -> Option<Di
     Some(Diagonal { axis: Some(Axis::Left(moved)), ..map.clone() })
 }
 
+/// The map on the other side of a `Squeeze` or `Unsqueeze`.
+fn counted(graph: &Graph, node: &NodeProto, map: &Diagonal, direction: Direction) -> Option<Diagonal> {
+    let Some(axis) = map.axis else { return Some(map.clone()) };
+    let axes = listed_axes(graph, node)?;
+    let (wide, narrow) = match node.op_type() {
+        "Squeeze" => (&node.input[0], &node.output[0]),
+        _ => (&node.output[0], &node.input[0]),
+    };
+    let rank = known_rank(graph, wide).or_else(|| Some(known_rank(graph, narrow)? + axes.len()));
+    let from_left = |a: i64| usize::try_from(if a < 0 { a + i64::try_from(rank?).ok()? } else { a }).ok();
+    let single: Vec<usize> = axes.into_iter().map(from_left).collect::<Option<_>>()?;
+    let widens = node.is("Squeeze") == matches!(direction, Direction::Backward);
+    let here = if widens { rank.and_then(|rank| rank.checked_sub(single.len())) } else { rank };
+    let Axis::Left(index) = axis.resolved(here) else { return None };
+    let index = if widens {
+        (0..=index + single.len()).filter(|a| !single.contains(a)).nth(index)?
+    } else {
+        let before = single.iter().filter(|&&a| a < index).count();
+        (!single.contains(&index)).then_some(index - before)?
+    };
+    Some(Diagonal { axis: Some(Axis::Left(index)), ..map.clone() })
+}
+
+/// The axes that an operator is given, as an input or, in older operator sets, as an attribute.
+fn listed_axes(graph: &Graph, node: &NodeProto) -> Option<Vec<i64>> {
+    match node.input_at(1) {
+        Some(name) => integers(graph.constant(name)?).ok(),
+        None => Some(node.attribute("axes")?.ints.clone()),
+    }
+}
+
 /// The map on either side of a `ReduceMean` that keeps the reduced axes, or has them all behind the channels.
 fn reduced(graph: &Graph, node: &NodeProto, map: &Diagonal) -> Option<Diagonal> {
     let Some(Axis::Left(axis)) = map.axis else { return map.axis.is_none().then(|| map.clone()) };
-    let axes = match node.input_at(1) {
-        Some(name) => integers(graph.constant(name)?).ok()?,
-        None => node.attribute("axes")?.ints.clone(),
-    };
+    let axes = listed_axes(graph, node)?;
     let rank = known_rank(graph, &node.input[0])? as i64;
     let index = |a: i64| if a < 0 { a + rank } else { a };
     let behind = axes.iter().all(|&a| index(a) > axis as i64);
