@@ -166,25 +166,45 @@ fn cubic<'m>(graph: &Graph<'m>, value: &'m str, nodes: &mut BTreeSet<NodeId>) ->
     nodes.insert(add);
     [(left, right), (right, left)].into_iter().find_map(|(x, term)| {
         let mut inner = nodes.clone();
-        let cube = times(graph, term, 0.044715, &mut inner)?;
-        is_cube(graph, cube, x, &mut inner)?;
+        let (power, factor) = monomial(graph, term, x, DEEPEST, &mut inner)?;
+        if power != 3.0 || !near(factor, 0.044715) {
+            return None;
+        }
         *nodes = inner;
         Some(x.as_str())
     })
 }
 
-/// x³, as a power or as (x · x) · x.
-fn is_cube(graph: &Graph, value: &str, x: &str, nodes: &mut BTreeSet<NodeId>) -> Option<()> {
-    let id = graph.producer(value)?;
-    let node = graph.node(id);
-    nodes.insert(id);
-    if node.is("Pow") {
-        return (node.input_at(0)? == x && scalar(graph, node.input_at(1)?)? == 3.0).then_some(());
+/// Products in each other that a term in x is looked for in.
+const DEEPEST: u32 = 4;
+
+/// The power of x, and the factor, that a value is as a product of powers of x and constants.
+fn monomial(
+    graph: &Graph,
+    value: &str,
+    x: &str,
+    depth: u32,
+    nodes: &mut BTreeSet<NodeId>,
+) -> Option<(f64, f64)> {
+    if value == x {
+        return Some((1.0, 1.0));
     }
-    let square = other_operand(node, "Mul", x)?;
-    let id = graph.producer(square)?;
+    if let Some(factor) = scalar(graph, value) {
+        return Some((0.0, factor));
+    }
+    let (depth, id) = (depth.checked_sub(1)?, graph.producer(value)?);
     nodes.insert(id);
-    is_square(graph, graph.node(id), x).then_some(())
+    let node = graph.node(id);
+    let [left, right] = node.input.as_slice() else { return None };
+    if node.is("Pow") {
+        return (left == x).then_some((scalar(graph, right)?, 1.0));
+    }
+    let mut part = |value| monomial(graph, value, x, depth, nodes);
+    let (one, other) = (part(left)?, part(right)?);
+    if node.is("Div") {
+        return Some((one.0 - other.0, one.1 / other.1));
+    }
+    node.is("Mul").then_some((one.0 + other.0, one.1 * other.1))
 }
 
 /// The node `id` is x².

@@ -54,7 +54,12 @@ def gelu(net: Net, x: str, form: str) -> str:
             cube = net.op("Mul", net.op("Mul", x, x), x)
         else:
             cube = net.op("Pow", x, net.constant(3.0))
-        inner = net.op("Add", x, net.op("Mul", net.constant(0.044715), cube))
+        if "scaled" in form:  # ((k · x) · x) · x
+            term = net.op("Mul", net.constant(0.044715), x)
+            term = net.op("Mul", x, net.op("Mul", x, term))
+        else:
+            term = net.op("Mul", net.constant(0.044715), cube)
+        inner = net.op("Add", x, term)
         f = net.op("Tanh", net.op("Mul", inner, net.constant(np.sqrt(2 / np.pi))))
     elif "product" in form:
         f = net.op("Erf", net.op("Mul", x, net.constant(np.sqrt(0.5))))
@@ -70,7 +75,7 @@ def gelu(net: Net, x: str, form: str) -> str:
 
 NORMS = ("plain", "positive", "product", "swapped", "no bias")
 GELUS = [f"{f} {order} {form}" for f in ("erf", "tanh") for order in ("late", "early", "inner")
-         for form in ("", "product")]  # fmt: skip
+         for form in ("", "product")] + ["tanh early scaled", "tanh inner scaled"]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", NORMS)
