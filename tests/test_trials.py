@@ -82,9 +82,9 @@ def notes(result: rustq.QuantizedModel, start: str) -> list[str]:
     return [note for note in result.report.notes if note.startswith(start)]
 
 
-@pytest.mark.parametrize(("scheme", "factor"), [("asym", 40), ("sym", 34)])
-def test_poor_outputs_make_noise_dearer(scheme: str, factor: float) -> None:
-    model, data = loud(factor), feeds(1)
+@pytest.mark.parametrize("scheme", ["asym", "sym"])
+def test_poor_outputs_make_noise_dearer(scheme: str) -> None:
+    model, data = loud(36), feeds(1)
     config = rustq.QuantConfig(threads=1, equalize=False)
     result = rustq.quantize(model, data, scheme=scheme, config=config)
     asked = rustq.QuantConfig(threads=1, equalize=False, noise_price=1.0)

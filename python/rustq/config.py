@@ -77,9 +77,9 @@ class QuantConfig:
             operators of the ONNX standard, with `DequantizeLinear` for int4 and uint4 (opset 21).
         noise_price: what accuracy is worth in time, at least 0: a relative noise of 1 in one place
             costs as much as this many times the float model's time. Larger leaves more layers in
-            float; 0 asks for speed alone. `None` is 6 for ONNX Runtime, 3 for Ascend, and 20 for
-            TensorRT and ncnn; with `method="auto"` up to 16 times that if the outputs on some of
-            the samples are poor, and it is worth what then stays float.
+            float; 0 asks for speed alone. `None` is 5 for `scheme="asym"` and 6 for `"sym"`, and
+            3 for Ascend, 20 for TensorRT and ncnn; with `method="auto"` up to 16 times that if
+            the outputs on some of the samples are poor, and it is worth what then stays float.
         rounding: how weights become integers: `"nearest"`, or `"learned"`: so that the results of
             the layer change least on inputs from the data. Costs a pass over up to 16 of the
             samples and, for wide layers, some seconds. `None` is `"nearest"` for ONNX Runtime; for

@@ -245,7 +245,7 @@ TARGETS = {
     for target in (
         Target(
             "onnxruntime",
-            {"asym": 6.0, "sym": 6.0},
+            {"asym": 5.0, "sym": 6.0},
             knobs=("activations", "block_size", "quant_format"),
             weights=("int8", "int4", "uint4", "log2", "binary"),
         ),
