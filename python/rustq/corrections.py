@@ -84,7 +84,7 @@ class LayerInputs:
         if not exposed:
             return
         runner = Sessions(self._config).session(self._model.with_outputs(exposed))
-        counts = len(layers) and SAMPLES, count
+        counts = SAMPLES if layers else 0, count
         chosen = excerpt.feeds(self._model, self._config, calibrated, *counts)
         for at, (feed, (for_layers, for_caller)) in enumerate(chosen):
             wanted = exposed if for_layers else list(names)

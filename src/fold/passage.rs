@@ -178,12 +178,13 @@ fn counted(graph: &Graph, node: &NodeProto, map: &Diagonal, direction: Direction
     };
     let rank = known_rank(graph, wide).or_else(|| Some(known_rank(graph, narrow)? + axes.len()));
     let from_left = |a: i64| usize::try_from(if a < 0 { a + i64::try_from(rank?).ok()? } else { a }).ok();
-    let single: Vec<usize> = axes.into_iter().map(from_left).collect::<Option<_>>()?;
+    let mut single: Vec<usize> = axes.into_iter().map(from_left).collect::<Option<_>>()?;
+    single.sort_unstable();
     let widens = node.is("Squeeze") == matches!(direction, Direction::Backward);
     let here = if widens { rank.and_then(|rank| rank.checked_sub(single.len())) } else { rank };
     let Axis::Left(index) = axis.resolved(here) else { return None };
     let index = if widens {
-        (0..=index + single.len()).filter(|a| !single.contains(a)).nth(index)?
+        single.iter().fold(index, |index, &a| if a <= index { index + 1 } else { index })
     } else {
         let before = single.iter().filter(|&&a| a < index).count();
         (!single.contains(&index)).then_some(index - before)?
