@@ -19,7 +19,7 @@ from rustq.errors import DataError, UnsupportedError
 from rustq.folding import FoldedModel, folded
 from rustq.model import Model, QuantizedModel, core_of
 from rustq.pairs import check as check_kept
-from rustq.pairs import computing_on_integers, taken
+from rustq.pairs import taken
 from rustq.progress import Progress, reporting
 from rustq.targets import TARGETS, Job, Outcome, Target, check_measured
 from rustq.targets import target as target_named
@@ -528,6 +528,8 @@ def _prepare(
     Raises:
         ModelError: it is not valid, or its weights are not finite and `check` is true.
     """
+    from rustq.fusion import computing_on_integers
+
     notes = []
     if source.undeclared_bytes:
         notes.append(_undeclared(source))

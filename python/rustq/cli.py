@@ -39,7 +39,6 @@ from rustq.options import (
     named_shape,
     workers_option,
 )
-from rustq.pairs import computing_on_integers
 from rustq.progress import reporting
 from rustq.report import FAMILIES
 from rustq.samples import shape_text
@@ -449,6 +448,8 @@ def _inspect_ncnn(path: Path, as_json: bool) -> None:
 
 def _prospect(op_counts: dict[str, int], weight_bytes: int) -> str:
     """What quantization has to work with, in a few words."""
+    from rustq.fusion import computing_on_integers
+
     if op_counts.get("QuantizeLinear") or op_counts.get("DequantizeLinear"):
         return "this model is quantized already: its scales are kept, for any --target"
     if computing_on_integers(op_counts):

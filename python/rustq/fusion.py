@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Fusion", "fusion"]
+__all__ = ["Fusion", "computing_on_integers", "fusion"]
 
 INTEGER_KERNELS = (
     ("com.microsoft", "QLinear"),
@@ -88,6 +89,18 @@ CONVERSIONS = {"QuantizeLinear": "quantized", "DequantizeLinear": "dequantized"}
 def _on_integers(node: onnx.NodeProto) -> bool:
     domain = node.domain.removeprefix("ai.onnx")
     return any(domain == d and node.op_type.startswith(begin) for d, begin in INTEGER_KERNELS)
+
+
+def computing_on_integers(op_counts: Mapping[str, int]) -> str:
+    """The operators of a model, by type, that compute on integers themselves, as text, or nothing:
+    there are no pairs then to take scales from."""
+    begin = tuple(begin for _, begin in INTEGER_KERNELS)
+    counted = (
+        f"{number} {op_type}"
+        for op_type, number in sorted(op_counts.items())
+        if op_type.startswith(begin) and op_type != "DynamicQuantizeLinear"
+    )
+    return ", ".join(counted)
 
 
 def _optimized(model: bytes | Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rustq import _rustq
@@ -12,25 +11,9 @@ from rustq.folding import folded
 if TYPE_CHECKING:
     from rustq.config import QuantConfig
 
-__all__ = ["check", "computing_on_integers", "taken"]
+__all__ = ["check", "taken"]
 
 PAIRS = {"QuantizeLinear", "DequantizeLinear"}
-ON_INTEGERS = (
-    "ConvInteger",
-    "DynamicQuantizeLSTM",
-    "DynamicQuantizeMatMul",
-    "MatMulInteger",
-    "QGemm",
-    "QLinear",
-)
-"""What the types of operators that compute on integers begin with."""
-
-
-def computing_on_integers(op_counts: Mapping[str, int]) -> str:
-    """The operators of a model that compute on integers themselves, as text, or nothing: there are
-    no pairs then to take scales from."""
-    counted = (f"{n} {op}" for op, n in sorted(op_counts.items()) if op.startswith(ON_INTEGERS))
-    return ", ".join(counted)
 
 
 def taken(model: _rustq.Model) -> tuple[_rustq.Model, _rustq.Given | None]:

@@ -1,6 +1,7 @@
 //! Which operators an affine map can pass, and how it looks on the other side.
 
 use super::affine::{Axis, Diagonal, known_rank};
+use super::parameters;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::onnx::NodeProto;
 use crate::tensor::{doubles, integers};
@@ -171,13 +172,13 @@ fn permuted(node: &NodeProto, map: &Diagonal, direction: Direction) -> Option<Di
 /// The map on the other side of a `Squeeze` or `Unsqueeze`.
 fn counted(graph: &Graph, node: &NodeProto, map: &Diagonal, direction: Direction) -> Option<Diagonal> {
     let Some(axis) = map.axis else { return Some(map.clone()) };
-    let axes = listed_axes(graph, node)?;
+    let axes = parameters::integers(graph, node, 1, "axes").ok()??;
     let (wide, narrow) = match node.op_type() {
         "Squeeze" => (&node.input[0], &node.output[0]),
         _ => (&node.output[0], &node.input[0]),
     };
     let rank = known_rank(graph, wide).or_else(|| Some(known_rank(graph, narrow)? + axes.len()));
-    let from_left = |a: i64| usize::try_from(if a < 0 { a + i64::try_from(rank?).ok()? } else { a }).ok();
+    let from_left = |a: i64| rank.map_or(usize::try_from(a).ok(), |rank| parameters::axis(a, rank));
     let mut single: Vec<usize> = axes.into_iter().map(from_left).collect::<Option<_>>()?;
     single.sort_unstable();
     let widens = node.is("Squeeze") == matches!(direction, Direction::Backward);
@@ -192,18 +193,10 @@ fn counted(graph: &Graph, node: &NodeProto, map: &Diagonal, direction: Direction
     Some(Diagonal { axis: Some(Axis::Left(index)), ..map.clone() })
 }
 
-/// The axes that an operator is given, as an input or, in older operator sets, as an attribute.
-fn listed_axes(graph: &Graph, node: &NodeProto) -> Option<Vec<i64>> {
-    match node.input_at(1) {
-        Some(name) => integers(graph.constant(name)?).ok(),
-        None => Some(node.attribute("axes")?.ints.clone()),
-    }
-}
-
 /// The map on either side of a `ReduceMean` that keeps the reduced axes, or has them all behind the channels.
 fn reduced(graph: &Graph, node: &NodeProto, map: &Diagonal) -> Option<Diagonal> {
     let Some(Axis::Left(axis)) = map.axis else { return map.axis.is_none().then(|| map.clone()) };
-    let axes = listed_axes(graph, node)?;
+    let axes = parameters::integers(graph, node, 1, "axes").ok()??;
     let rank = known_rank(graph, &node.input[0])? as i64;
     let index = |a: i64| if a < 0 { a + rank } else { a };
     let behind = axes.iter().all(|&a| index(a) > axis as i64);

@@ -26,7 +26,7 @@ use std::sync::Mutex;
 
 use instructions::instructions;
 use multiversion::multiversion;
-use portable::{Columns, Shared, Steps, Uniform};
+use portable::{Columns, Steps, Uniform};
 
 pub use absmax::absmax_quantize;
 pub use histogram::{Histogram, histogram};
@@ -254,42 +254,31 @@ pub struct Params<'a> {
 
 /// Runs `$kernel` with the parameters of a run.
 macro_rules! with_steps {
-    ($params:expr, $run:expr, $length:expr, |$steps:ident| $kernel:expr) => {{
-        let Laid { given: Params { scale, zero_point, qmin, qmax, .. }, columns, shared } = &$params;
-        match ($run, *shared) {
+    ($params:expr, $columns:expr, $run:expr, $length:expr, |$steps:ident| $kernel:expr) => {{
+        let Params { scale, zero_point, qmin, qmax, .. } = $params;
+        match ($run, $columns.shared) {
             (Run::One(i), _) => {
-                let $steps = Uniform::new(scale[i], zero_point[i], *qmin, *qmax);
+                let $steps = Uniform::new(scale[i], zero_point[i], qmin, qmax);
                 $kernel
             }
             (Run::Each(i), Some(zero)) => {
-                let $steps = columns.part(i, $length, zero);
+                let $steps = $columns.part(i, $length, zero);
                 $kernel
             }
             (Run::Each(i), None) => {
-                let $steps = columns.part(i, $length, columns.own(i, $length));
+                let $steps = $columns.part(i, $length, $columns.own(i, $length));
                 $kernel
             }
         }
     }};
 }
 
-/// Parameters as the runs of a tensor want them.
-struct Laid<'a> {
-    given: Params<'a>,
-    /// What runs with a parameter for each element have in common.
-    columns: Columns,
-    /// The zero point of these, if all have the same.
-    shared: Option<Shared>,
-}
-
-impl<'a> Params<'a> {
-    /// For so many elements, and how they lie along these.
-    fn laid(self, elements: usize) -> (Along, Laid<'a>) {
+impl Params<'_> {
+    /// What runs with a parameter for each element have in common, and how it lies along so many elements.
+    fn columns(self, elements: usize) -> (Along, Columns) {
         let Self { scale, zero_point, qmin, qmax, along } = self;
         let (times, along) = along.repeated(elements);
-        let columns = Columns::new(scale.repeat(times), zero_point.repeat(times), qmin, qmax);
-        let shared = columns.shared();
-        (along, Laid { given: self, columns, shared })
+        (along, Columns::new(scale.repeat(times), zero_point.repeat(times), qmin, qmax))
     }
 }
 
@@ -298,9 +287,11 @@ impl<'a> Params<'a> {
 /// # Panics
 /// If the slices differ in length.
 pub fn quantize_tensor<R: Real, T: QuantInt + Default>(x: &[R], params: Params<'_>, out: &mut [T]) {
-    let (along, laid) = params.laid(x.len());
+    let (along, columns) = params.columns(x.len());
     layout::map::<R, _, _>(along, x, out, |x, run, out| {
-        R::with_wide(x, |x| with_steps!(laid, run, x.len(), |steps| quantize_steps(x, steps, out)));
+        R::with_wide(x, |x| {
+            with_steps!(params, columns, run, x.len(), |steps| quantize_steps(x, steps, out))
+        });
     });
 }
 
@@ -309,10 +300,10 @@ pub fn quantize_tensor<R: Real, T: QuantInt + Default>(x: &[R], params: Params<'
 /// # Panics
 /// If the slices differ in length.
 pub fn dequantize_tensor<T: QuantInt, R: Real>(q: &[T], params: Params<'_>, out: &mut [R]) {
-    let (along, laid) = params.laid(q.len());
+    let (along, columns) = params.columns(q.len());
     layout::map::<R, _, _>(along, q, out, |q, run, out| {
         R::narrow(out, |out| {
-            with_steps!(laid, run, q.len(), |steps| dequantize_steps(q, steps, out));
+            with_steps!(params, columns, run, q.len(), |steps| dequantize_steps(q, steps, out));
         });
     });
 }
@@ -322,19 +313,21 @@ pub fn dequantize_tensor<T: QuantInt, R: Real>(q: &[T], params: Params<'_>, out:
 /// # Panics
 /// If the slices differ in length.
 pub fn fake_quantize_tensor<R: Real>(x: &[R], params: Params<'_>, out: &mut [f32]) {
-    let (along, laid) = params.laid(x.len());
+    let (along, columns) = params.columns(x.len());
     layout::map::<R, _, _>(along, x, out, |x, run, out| {
         R::with_wide(x, |x| {
-            with_steps!(laid, run, x.len(), |steps| fake_quantize_steps(x, steps, out));
+            with_steps!(params, columns, run, x.len(), |steps| fake_quantize_steps(x, steps, out));
         });
     });
 }
 
 /// [`quantization_error`] of a whole tensor, by several threads if it is large; the same however many.
 pub fn quantization_error_tensor<R: Real>(x: &[R], params: Params<'_>) -> f64 {
-    let (along, laid) = params.laid(x.len());
+    let (along, columns) = params.columns(x.len());
     layout::sum(along, x, |x, run| {
-        R::with_wide(x, |x| with_steps!(laid, run, x.len(), |steps| quantization_error_steps(x, steps)))
+        R::with_wide(x, |x| {
+            with_steps!(params, columns, run, x.len(), |steps| quantization_error_steps(x, steps))
+        })
     })
 }
 

@@ -141,11 +141,10 @@ const WIDTH: usize = 16;
 #[derive(Clone, Copy)]
 pub struct Uniform {
     scale: f32,
-    zero_point: i32,
+    reciprocal: f32,
+    zero: Shared,
     qmin: i32,
     qmax: i32,
-    reciprocal: f32,
-    offset: f32,
     product: Product,
 }
 
@@ -154,8 +153,7 @@ impl Uniform {
     #[inline(always)]
     pub fn new(scale: f32, zero_point: i32, qmin: i32, qmax: i32) -> Self {
         let product = Product::new(qmin, Product::is_exact_enough(scale, zero_point, qmin, qmax));
-        let (reciprocal, offset) = (1.0 / scale, Product::offset(zero_point));
-        Self { scale, zero_point, qmin, qmax, reciprocal, offset, product }
+        Self { scale, reciprocal: 1.0 / scale, zero: Shared::new(zero_point), qmin, qmax, product }
     }
 }
 
@@ -166,8 +164,8 @@ impl Steps for Uniform {
     }
 
     #[inline(always)]
-    fn zero_points<const N: usize>(self, _: usize) -> [i32; N] {
-        [self.zero_point; N]
+    fn zero_points<const N: usize>(self, at: usize) -> [i32; N] {
+        self.zero.points(at)
     }
 
     #[inline(always)]
@@ -191,8 +189,8 @@ impl Steps for Uniform {
     }
 
     #[inline(always)]
-    fn offsets<const N: usize>(self, _: usize) -> [f32; N] {
-        [self.offset; N]
+    fn offsets<const N: usize>(self, at: usize) -> [f32; N] {
+        self.zero.offsets(at)
     }
 }
 
@@ -209,6 +207,20 @@ pub trait Zeros: Copy {
 pub(super) struct Shared {
     point: i32,
     offset: f32,
+}
+
+impl Shared {
+    #[inline(always)]
+    fn new(point: i32) -> Self {
+        Self { point, offset: Product::offset(point) }
+    }
+
+    /// Of zero points that are all the same.
+    fn of(points: &[i32]) -> Option<Self> {
+        let &first = points.first()?;
+        let differing = points.iter().fold(0, |differing, &point| differing | (point ^ first));
+        (differing == 0).then(|| Self::new(first))
+    }
 }
 
 impl Zeros for Shared {
@@ -301,6 +313,8 @@ pub(super) struct Columns {
     reciprocal: Vec<f32>,
     zero_point: Vec<i32>,
     offset: Vec<f32>,
+    /// The zero point, if all elements have the same.
+    pub(super) shared: Option<Shared>,
     qmin: i32,
     qmax: i32,
     product: Product,
@@ -315,18 +329,11 @@ impl Columns {
         }
         let reciprocal = scale.iter().map(|scale| 1.0 / scale).collect();
         let offset = zero_point.iter().map(|&zero| Product::offset(zero)).collect();
-        let product = Product::new(qmin, exact_enough);
-        Self { scale, reciprocal, zero_point, offset, qmin, qmax, product }
+        let (shared, product) = (Shared::of(&zero_point), Product::new(qmin, exact_enough));
+        Self { scale, reciprocal, zero_point, offset, shared, qmin, qmax, product }
     }
 
-    /// The zero point of all elements, if they have the same.
-    pub(super) fn shared(&self) -> Option<Shared> {
-        let (&point, &offset) = self.zero_point.first().zip(self.offset.first())?;
-        let differing = self.zero_point.iter().fold(0, |differing, &zero| differing | (zero ^ point));
-        (differing == 0).then_some(Shared { point, offset })
-    }
-
-    /// Those of neighbouring elements, the first of which has the parameters at this place.
+    /// The zero points of neighbouring elements, the first of which has the parameters at this place.
     pub(super) fn own(&self, at: usize, length: usize) -> Own<'_> {
         let of = at..at + length;
         Own { points: &self.zero_point[of.clone()], offsets: &self.offset[of] }
