@@ -53,9 +53,11 @@ fn compute<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> PyResult
     run(py, || Ok(work()))
 }
 
-/// A message without the middle of a name that goes on for ever.
+/// A message in one line, whatever its names hold, and without the middle of one that goes on for ever.
 fn shortened(message: String) -> String {
     const END: usize = 500;
+    let in_one_line = |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
+    let message: String = message.chars().map(in_one_line).collect();
     let count = message.chars().count();
     if count <= 3 * END {
         return message;

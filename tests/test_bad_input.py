@@ -707,3 +707,11 @@ def test_ctrl_c_leaves_no_half_file(
     left = {path.name for path in model.parent.iterdir()} - {"m.onnx", "data.npz", "started"}
     assert left == (set() if before is None else {"out"})
     assert before is None or output.read_bytes() == before
+
+
+def test_a_name_with_a_line_break_leaves_the_message_in_one_line() -> None:
+    model = onnx.ModelProto(ir_version=8)
+    model.opset_import.add(version=17)
+    model.graph.node.add(name="a\nb")
+    with pytest.raises(rustq.ModelError, match=r"^node 0, 'a\\nb', has no operator$"):
+        rustq.fold(model.SerializeToString())
