@@ -45,7 +45,7 @@ impl Grid<'_> {
     fn scale(&self, c: usize, k: usize) -> f32 {
         match self {
             Self::Integers { scale, .. } => scale[c.min(scale.len() - 1)],
-            Self::Levels(encoded, _) => encoded.scale[encoded.part(c, k)],
+            Self::Levels(encoded, _) => encoded.scale[encoded.form.part(c, k)],
         }
     }
 
@@ -63,7 +63,7 @@ impl Grid<'_> {
                 (value.unsigned_abs() <= LARGEST.unsigned_abs() && sum <= LARGEST_SUM).then_some(value)
             }
             Self::Levels(encoded, levels) => {
-                let zero = encoded.zero_of(encoded.part(c, k));
+                let zero = encoded.zero_of(encoded.form.part(c, k));
                 let level = q[k] + zero;
                 let at = levels.partition_point(|&l| l < level);
                 let at = if up { at + 1 } else { at.checked_sub(1)? };

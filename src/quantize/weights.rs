@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use super::low_bit::encode::Encoded;
+use super::low_bit::encode::{Encoded, Form};
 use super::low_bit::{Codec, Format};
 use super::noise::decibels;
 use super::pairs::{self, Pairs};
@@ -206,7 +206,7 @@ pub(crate) struct QuantizedWeights {
 impl QuantizedWeights {
     /// The name of their number format.
     pub fn format(&self) -> &'static str {
-        self.encoded.as_ref().map_or("int8", |encoded| encoded.codec.name)
+        self.encoded.as_ref().map_or("int8", |encoded| encoded.form.codec.name)
     }
 }
 
@@ -271,7 +271,7 @@ pub(crate) fn quantize(
         let reach: Vec<f32> =
             (0..neighbours.len()).map(|k| reach.map_or(1.0, |reach| reach[k / inputs.taps.max(1)])).collect();
         let levels = match &quantized.encoded {
-            Some(encoded) => Grid::Levels(encoded, encoded.codec.sorted()),
+            Some(encoded) => Grid::Levels(encoded, encoded.form.codec.sorted()),
             None => Grid::Integers {
                 scale: &quantized.params.scale,
                 neighbours: &neighbours,
@@ -527,7 +527,7 @@ fn encoded(
     (extent, sizes): (Extent, &[f32]),
     codec: &'static Codec,
 ) -> QuantizedWeights {
-    let mut encoded = Encoded::new(values, (&dims, axis), codec, None);
+    let mut encoded = Encoded::new(values, Form::new((&dims, axis), codec, None));
     let channels = extent.limits.iter().zip(sizes).enumerate();
     let drowned =
         channels.filter(|(_, (limit, size))| limit > size).map(|(c, (limit, _))| (c, limit / 127.0));

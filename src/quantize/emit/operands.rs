@@ -148,7 +148,7 @@ impl<'m> Emitter<'_, 'm> {
         nodes: &mut Vec<NodeProto>,
     ) -> String {
         let standard = self.plan.weights.format.is_some_and(|format| format.standard);
-        if let Some(data_type) = encoded.codec.data_type.filter(|_| standard) {
+        if let Some(data_type) = encoded.form.codec.data_type.filter(|_| standard) {
             return self.writer.dequantized_codes(base, encoded, data_type, nodes);
         }
         let levels = self.writer.levels(base, encoded, nodes);

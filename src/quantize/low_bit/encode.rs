@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::codecs::{Codec, Fit};
-use super::ruler::{LANES, Ruler};
+use super::ruler::{Grids, LANES, Ruler};
 use crate::kernels;
 use crate::quantize::weights;
 use crate::tensor::{Memory, Parts};
@@ -16,20 +16,16 @@ use crate::tensor::{Memory, Parts};
 const GROUP: usize = 32;
 
 /// Values that are read at a time.
-const PART: usize = 1 << 17;
+const PART: usize = 1 << 15;
 
-/// Weights as levels.
+/// Inputs of a block that `MatMulNBits` takes.
+const LEAST_BLOCK: usize = 16;
+
+/// Weights as levels, or as codes for one kernel.
 #[derive(Debug)]
-pub(crate) struct Encoded {
-    pub codec: &'static Codec,
-    pub dims: Vec<usize>,
-    /// Of the output channels.
-    pub axis: usize,
-    pub layout: Layout,
-    /// Inputs that share a scale.
-    pub block: usize,
-    /// Levels less their zero points, in the order of the weights: int8 numbers.
-    pub values: Bytes,
+pub(crate) struct Encoded<V = Levels> {
+    pub form: Form,
+    pub values: V,
     /// Scales, `channels × blocks`.
     pub scale: Vec<f32>,
     /// Zero points, as many; empty where the format has none.
@@ -38,6 +34,119 @@ pub(crate) struct Encoded {
     pub power: f64,
     /// Sum of the squared errors.
     pub noise: f64,
+}
+
+/// Levels less their zero points, in the order of the weights: int8 numbers.
+#[derive(Debug)]
+pub(crate) struct Levels(pub Bytes);
+
+/// Codes in the order that `MatMulNBits` reads: channels, blocks, inputs, two of them in a byte. They are unsigned there: 8
+/// stands for 0 where there is no zero point, and a block that is not full ends in what stands for 0.
+#[derive(Debug)]
+pub(crate) struct BlockCodes(pub Bytes);
+
+/// How weights are encoded.
+#[derive(Debug, Clone)]
+pub(crate) struct Form {
+    pub codec: &'static Codec,
+    pub dims: Vec<usize>,
+    /// Of the output channels.
+    pub axis: usize,
+    pub layout: Layout,
+    /// Inputs that share a scale.
+    pub block: usize,
+}
+
+impl Form {
+    /// Of weights with their channels along `axis`; `block` inputs share a scale if the format has blocks, or all of a channel.
+    pub fn new((dims, axis): (&[usize], usize), codec: &'static Codec, block: Option<usize>) -> Self {
+        let layout = Layout::new(dims, axis);
+        let depth = layout.depth();
+        let block = block.filter(|_| codec.has_blocks()).unwrap_or(depth).clamp(1, depth.max(1));
+        Self { codec, dims: dims.to_vec(), axis, layout, block }
+    }
+
+    /// What stands for 0 in [`BlockCodes`], given the zero points of some channels.
+    fn middle(&self, zero: &[i8; LANES]) -> [i8; LANES] {
+        if self.codec.has_zero_point() { *zero } else { [8; LANES] }
+    }
+
+    /// Whether `MatMulNBits` takes such weights.
+    pub fn fits_kernel(&self) -> bool {
+        let blocks = self.block.is_power_of_two() && self.block >= LEAST_BLOCK && self.dims.len() == 2;
+        self.codec.has_blocks() && blocks
+    }
+
+    /// Blocks of a channel.
+    pub fn blocks(&self) -> usize {
+        self.layout.depth().div_ceil(self.block)
+    }
+
+    /// The place of input `k` of a channel among the scales.
+    pub fn part(&self, channel: usize, k: usize) -> usize {
+        channel * self.blocks() + k / self.block
+    }
+
+    /// Values that are read at a time.
+    fn size(&self) -> usize {
+        self.layout.part(self.block).max(1)
+    }
+
+    /// What each part has of the codes of its channels.
+    fn rows_of_parts<'c>(&self, codes: &'c mut [u8]) -> Vec<Vec<&'c mut [u8]>> {
+        let row = (self.blocks() * self.block / 2).max(1);
+        let mut rows: Vec<_> = codes.chunks_mut(row).collect();
+        if self.layout.in_rows() {
+            let mut parts = Vec::new();
+            while !rows.is_empty() {
+                let others = rows.split_off(GROUP.min(rows.len()));
+                parts.push(std::mem::replace(&mut rows, others));
+            }
+            return parts;
+        }
+        let of_part = self.size() / self.layout.width() / 2;
+        let piece = |row: &mut &'c mut [u8]| row.split_off_mut(..of_part.min(row.len())).unwrap_or_default();
+        (0..row.div_ceil(of_part)).map(|_| rows.iter_mut().map(piece).collect()).collect()
+    }
+
+    /// Finds the levels of all weights; `put` takes those of some channels to the target of the part that they are in.
+    fn measure<T: Send>(
+        self,
+        values: &Parts,
+        targets: Vec<T>,
+        put: impl Fn(&mut T, &Layout, &Strip) + Sync,
+    ) -> Encoded<()> {
+        let ruler = Ruler::new(self.codec);
+        let targets: Vec<_> = targets.into_iter().map(Mutex::new).collect();
+        let size = self.size();
+        let parts = values.map(size, |start, weights| {
+            let layout = self.layout.of_part(weights.len());
+            // Nobody else asks for the lock of this part.
+            let mut target = targets[start / size].lock().unwrap_or_else(PoisonError::into_inner);
+            Part::new(&ruler, &layout, (weights, self.block), |strip| put(&mut target, &layout, strip))
+        });
+        Encoded {
+            scale: by_channel(&self.layout, &parts, |part| &part.scale),
+            zero: by_channel(&self.layout, &parts, |part| &part.zero),
+            power: parts.iter().map(|part| part.power).sum(),
+            noise: parts.iter().map(|part| part.noise).sum(),
+            form: self,
+            values: (),
+        }
+    }
+}
+
+impl<V> Encoded<V> {
+    /// The zero point of a part.
+    pub fn zero_of(&self, part: usize) -> i8 {
+        self.zero.get(part).copied().unwrap_or(0)
+    }
+
+    /// The same with other values.
+    fn with<W>(self, values: W) -> Encoded<W> {
+        let Self { form, scale, zero, power, noise, .. } = self;
+        Encoded { form, values, scale, zero, power, noise }
+    }
 }
 
 /// Where the inputs of each output channel lie in a weight tensor, or in a part of one: `outer × channels × inner`.
@@ -76,13 +185,18 @@ impl Layout {
         (row % self.channels, row / self.channels * self.inner + i)
     }
 
+    /// Values between one input of a channel and the next, where channels do not lie in memory as a whole.
+    fn width(&self) -> usize {
+        (self.channels * self.inner).max(1)
+    }
+
     /// How many values that lie together are whole blocks, and about as many as are read at a time.
     fn part(&self, block: usize) -> usize {
-        let width = self.channels * self.inner;
+        let width = self.width();
         if self.in_rows() {
             GROUP * self.inner
         } else if self.inner == 1 {
-            (PART / (block * width).max(1)).max(1) * block * width
+            (PART / (block * width)).max(1) * block * width
         } else {
             self.outer * width
         }
@@ -93,14 +207,14 @@ impl Layout {
         if self.in_rows() {
             Self { channels: values / self.inner, ..*self }
         } else {
-            Self { outer: values / (self.channels * self.inner), ..*self }
+            Self { outer: values / self.width(), ..*self }
         }
     }
 
     /// The channels, as many at a time as a strip has.
-    fn strips(&self) -> impl IndexedParallelIterator<Item = Range<usize>> {
+    fn strips(&self) -> impl Iterator<Item = Range<usize>> {
         let channels = self.channels;
-        (0..channels).into_par_iter().step_by(LANES).map(move |first| first..channels.min(first + LANES))
+        (0..channels).step_by(LANES).map(move |first| first..channels.min(first + LANES))
     }
 
     /// The positions of what these channels have in each row that lies together: the first input, and where they begin.
@@ -109,9 +223,11 @@ impl Layout {
         (0..outer).map(move |row| (row * inner, (row * all + first) * inner))
     }
 
-    /// The weights of these channels, side by side; lanes without a channel are 0.
-    fn strip(&self, all: &[f32], channels: &Range<usize>) -> Vec<[f32; LANES]> {
-        let mut strip = vec![[0.0; LANES]; self.depth()];
+    /// Takes the weights, or levels, of these channels, side by side; lanes without a channel are 0.
+    fn take<T: Copy + Default>(&self, all: &[T], channels: &Range<usize>, strip: &mut [[T; LANES]]) {
+        if channels.len() < LANES {
+            strip.fill([T::default(); LANES]);
+        }
         for (k, start) in self.rows(channels) {
             if self.inner == 1 {
                 copy(&all[start..][..channels.len()], &mut strip[k]);
@@ -123,7 +239,6 @@ impl Layout {
                 }
             }
         }
-        strip
     }
 
     /// Puts the levels of these channels where they belong.
@@ -151,6 +266,13 @@ fn copy<T: Copy>(from: &[T], to: &mut [T]) {
     }
 }
 
+/// Levels of some channels side by side, and what they mean in each block.
+struct Strip<'l> {
+    channels: Range<usize>,
+    levels: &'l [[i8; LANES]],
+    grids: &'l [Grids],
+}
+
 /// What is known of the blocks of a part of the weights, `channels × blocks`.
 struct Part {
     scale: Vec<f32>,
@@ -161,23 +283,24 @@ struct Part {
 }
 
 impl Part {
-    /// Finds the levels, in the order of the weights.
-    fn new(ruler: &Ruler, layout: Layout, (weights, block): (&[f32], usize), levels: &mut [i8]) -> Self {
+    /// Finds the levels, and hands those of a few channels at a time to a function.
+    fn new(
+        ruler: &Ruler,
+        layout: &Layout,
+        (weights, block): (&[f32], usize),
+        mut put: impl FnMut(&Strip),
+    ) -> Self {
         // In their order, before they are read in columns: so they are in the caches.
         let power = kernels::sum_of_squares(weights);
-        let found: Vec<_> = layout
-            .strips()
-            .map(|channels| {
-                let strip = layout.strip(weights, &channels);
-                let mut levels = vec![[0; LANES]; strip.len()];
-                let pairs = strip.chunks(block).zip(levels.chunks_mut(block));
-                let grids: Vec<_> = pairs.map(|(weights, levels)| ruler.measure(weights, levels)).collect();
-                (channels, levels, grids)
-            })
-            .collect();
         let mut part = Self { scale: Vec::new(), zero: Vec::new(), power, noise: 0.0 };
-        for (channels, of_strip, grids) in found {
-            layout.put(&of_strip, &channels, levels);
+        let mut strip = vec![[0.0; LANES]; layout.depth()];
+        let mut levels = vec![[0; LANES]; layout.depth()];
+        let mut grids = Vec::new();
+        for channels in layout.strips() {
+            layout.take(weights, &channels, &mut strip);
+            let pairs = strip.chunks(block).zip(levels.chunks_mut(block));
+            grids.clear();
+            grids.extend(pairs.map(|(weights, levels)| ruler.measure(weights, levels)));
             for lane in 0..channels.len() {
                 part.scale.extend(grids.iter().map(|grid| grid.scale[lane]));
                 if ruler.has_zero_point() {
@@ -185,77 +308,36 @@ impl Part {
                 }
                 part.noise += grids.iter().map(|grid| grid.noise[lane]).sum::<f64>();
             }
+            put(&Strip { channels, levels: &levels, grids: &grids });
         }
         part
     }
 }
 
 impl Encoded {
-    /// Of weights with their channels along `axis`; `block` inputs share a scale if the format has blocks, or all of a channel.
-    pub fn new(
-        values: &Parts,
-        (dims, axis): (&[usize], usize),
-        codec: &'static Codec,
-        block: Option<usize>,
-    ) -> Self {
-        let layout = Layout::new(dims, axis);
-        let depth = layout.depth();
-        let block = block.filter(|_| codec.has_blocks()).unwrap_or(depth).clamp(1, depth.max(1));
-        let encoded = |values: Bytes, scale, zero, power, noise| Self {
-            codec,
-            dims: dims.to_vec(),
-            axis,
-            layout,
-            block,
-            values,
-            scale,
-            zero,
-            power,
-            noise,
-        };
-        if codec.fit == Fit::AbsMax {
-            let rows = weights::by_largest(values, dims, axis);
-            return encoded(rows.values, rows.scale, Vec::new(), rows.power, rows.noise);
+    /// Of weights.
+    pub fn new(values: &Parts, form: Form) -> Self {
+        if form.codec.fit == Fit::AbsMax {
+            let rows = weights::by_largest(values, &form.dims, form.axis);
+            let (scale, power, noise) = (rows.scale, rows.power, rows.noise);
+            return Self { form, values: Levels(rows.values), scale, zero: Vec::new(), power, noise };
         }
-        let ruler = Ruler::new(codec);
         let mut levels = Memory::passing(values.count());
-        let size = layout.part(block).max(1);
-        let targets: Vec<_> = levels.as_mut().chunks_mut(size).map(Mutex::new).collect();
-        let parts = values.map(size, |start, part| {
-            // Nobody else asks for the lock of this part.
-            let mut target = targets[start / size].lock().unwrap_or_else(PoisonError::into_inner);
-            Part::new(&ruler, layout.of_part(part.len()), (part, block), bytemuck::cast_slice_mut(*target))
+        let targets = levels.as_mut().chunks_mut(form.size()).collect();
+        let encoded = form.measure(values, targets, |target: &mut &mut [u8], layout, strip| {
+            layout.put(strip.levels, &strip.channels, bytemuck::cast_slice_mut(target));
         });
-        drop(targets);
-        let (power, noise) = (parts.iter().map(|p| p.power).sum(), parts.iter().map(|p| p.noise).sum());
-        let scale = by_channel(&layout, &parts, |part| &part.scale);
-        let zero = by_channel(&layout, &parts, |part| &part.zero);
-        encoded(levels.into(), scale, zero, power, noise)
+        encoded.with(Levels(levels.into()))
     }
 
     /// Levels less their zero points, in the order of the weights.
     pub fn levels(&self) -> &[i8] {
-        bytemuck::cast_slice(&self.values)
+        bytemuck::cast_slice(&self.values.0)
     }
 
     /// Puts other levels in their place.
     pub fn set_levels(&mut self, levels: Vec<i8>) {
-        self.values = bytemuck::allocation::cast_vec::<i8, u8>(levels).into();
-    }
-
-    /// Blocks of a channel.
-    pub fn blocks(&self) -> usize {
-        self.layout.depth().div_ceil(self.block)
-    }
-
-    /// The place of input `k` of a channel among the scales.
-    pub fn part(&self, channel: usize, k: usize) -> usize {
-        channel * self.blocks() + k / self.block
-    }
-
-    /// The zero point of that part.
-    pub fn zero_of(&self, part: usize) -> i8 {
-        self.zero.get(part).copied().unwrap_or(0)
+        self.values = Levels(bytemuck::allocation::cast_vec::<i8, u8>(levels).into());
     }
 
     /// Puts channels on other scales, beside which their weights are nothing.
@@ -263,13 +345,14 @@ impl Encoded {
         if channels.is_empty() {
             return;
         }
-        let least = self.codec.levels.iter().copied().min_by_key(|level| level.unsigned_abs()).unwrap_or(0);
+        let least =
+            self.form.codec.levels.iter().copied().min_by_key(|level| level.unsigned_abs()).unwrap_or(0);
         let mut levels = self.levels().to_vec();
         for &(channel, scale) in channels {
-            let part = self.part(channel, 0);
+            let part = self.form.part(channel, 0);
             self.scale[part] = scale;
-            for k in 0..self.layout.depth() {
-                levels[self.layout.place(channel, k)] = least;
+            for k in 0..self.form.layout.depth() {
+                levels[self.form.layout.place(channel, k)] = least;
             }
             if let Some(zero) = self.zero.get_mut(part) {
                 *zero = 0;
@@ -280,8 +363,8 @@ impl Encoded {
 
     /// The level at a position in the tensor.
     pub fn level(&self, place: usize) -> i8 {
-        let (channel, k) = self.layout.at(place);
-        self.levels()[place] + self.zero_of(self.part(channel, k))
+        let (channel, k) = self.form.layout.at(place);
+        self.levels()[place] + self.zero_of(self.form.part(channel, k))
     }
 
     /// The codes, in the order of the tensor.
@@ -292,25 +375,125 @@ impl Encoded {
             true => self.levels()[place],
             false => self.level(place),
         };
-        let count = self.values.len();
+        let count = self.levels().len();
         let starts = (0..count).into_par_iter().step_by(MANY);
         let parts: Vec<Vec<u8>> =
-            starts.map(|start| self.codec.pack((start..count.min(start + MANY)).map(level))).collect();
+            starts.map(|start| self.form.codec.pack((start..count.min(start + MANY)).map(level))).collect();
         parts.concat()
+    }
+
+    /// The same for the kernel that multiplies by blocks, which they [fit](Form::fits_kernel).
+    pub fn into_blocks(self) -> Encoded<BlockCodes> {
+        let Form { layout, block, .. } = self.form;
+        let (half, blocks, channels) = (block / 2, self.form.blocks(), layout.channels);
+        let row = (blocks * half).max(1);
+        let mut codes = Memory::zeroed(channels * blocks * half);
+        let strips = codes.as_mut().par_chunks_mut(LANES * row).enumerate();
+        strips.for_each(|(number, codes)| {
+            let first = number * LANES;
+            let channels = first..channels.min(first + LANES);
+            let mut levels = vec![[0; LANES]; layout.depth()];
+            layout.take(self.levels(), &channels, &mut levels);
+            let mut zeros = vec![[0; LANES]; blocks];
+            for (b, zeros) in zeros.iter_mut().enumerate() {
+                for (zero, channel) in zeros.iter_mut().zip(channels.clone()) {
+                    *zero = self.zero_of(channel * blocks + b);
+                }
+            }
+            let rows = codes.chunks_exact_mut(row);
+            pack_blocks(&levels, block, zeros.iter().map(|zero| self.form.middle(zero)), rows);
+        });
+        self.with(BlockCodes(codes.into()))
+    }
+}
+
+impl Encoded<BlockCodes> {
+    /// Of weights that [fit](Form::fits_kernel) the kernel.
+    pub fn in_blocks(values: &Parts, form: Form) -> Self {
+        let Form { layout, block, .. } = form;
+        let mut codes = Memory::zeroed(layout.channels * (form.blocks() * block / 2));
+        let targets = form.rows_of_parts(codes.as_mut());
+        let encoded = form.clone().measure(values, targets, |rows: &mut Vec<&mut [u8]>, _, strip| {
+            let zeros = strip.grids.iter().map(|grid| form.middle(&grid.zero));
+            let rows = rows[strip.channels.clone()].iter_mut().map(|row| &mut **row);
+            pack_blocks(strip.levels, block, zeros, rows);
+        });
+        encoded.with(BlockCodes(codes.into()))
+    }
+}
+
+/// Packs levels of some channels, side by side, into the rows of these channels, given what stands for 0 in each block.
+fn pack_blocks<'r>(
+    levels: &[[i8; LANES]],
+    block: usize,
+    middles: impl Iterator<Item = [i8; LANES]>,
+    rows: impl Iterator<Item = &'r mut [u8]>,
+) {
+    let mut pairs = vec![[0; LANES]; levels.len().div_ceil(block) * block / 2];
+    let blocks = levels.chunks(block).zip(pairs.chunks_exact_mut(block / 2));
+    for ((levels, pairs), middle) in blocks.zip(middles) {
+        pair_up(levels, middle, pairs);
+    }
+    let (squares, rest) = pairs.as_chunks::<LANES>();
+    let whole = squares.len() * LANES;
+    let mut columns: Vec<_> = rows.collect();
+    for (square, first) in squares.iter().zip((0..).step_by(LANES)) {
+        for (row, column) in columns.iter_mut().zip(transposed(square)) {
+            row[first..][..LANES].copy_from_slice(&column);
+        }
+    }
+    for (lane, row) in columns.iter_mut().enumerate() {
+        for (byte, pair) in row[whole..].iter_mut().zip(rest) {
+            *byte = pair[lane];
+        }
+    }
+}
+
+/// Rows as columns: in each step one half is interleaved with the other.
+fn transposed(rows: &[[u8; LANES]; LANES]) -> [[u8; LANES]; LANES] {
+    let mut rows = *rows;
+    for _ in 0..LANES.ilog2() {
+        rows = std::array::from_fn(|i| {
+            let (a, b) = (&rows[i / 2], &rows[(i + LANES) / 2]);
+            std::array::from_fn(|k| [a, b][k % 2][(i % 2 * LANES + k) / 2])
+        });
+    }
+    rows
+}
+
+/// Two levels in a byte, the first in the lower half; where there is none, what stands for 0.
+fn pair_up(levels: &[[i8; LANES]], zero: [i8; LANES], pairs: &mut [[u8; LANES]]) {
+    let (two, rest) = levels.as_chunks::<2>();
+    for (pair, [low, high]) in pairs.iter_mut().zip(two) {
+        for lane in 0..LANES {
+            pair[lane] = (low[lane] + zero[lane]) as u8 | ((high[lane] + zero[lane]) as u8) << 4;
+        }
+    }
+    for (at, pair) in pairs.iter_mut().enumerate().skip(two.len()) {
+        let last = rest.get(at - two.len());
+        for lane in 0..LANES {
+            let low = last.map_or(0, |last| last[lane]);
+            pair[lane] = (low + zero[lane]) as u8 | (zero[lane] as u8) << 4;
+        }
     }
 }
 
 /// What the parts of weights know of their blocks, `channels × blocks` of all.
-fn by_channel<T: Copy>(layout: &Layout, parts: &[Part], of: impl Fn(&Part) -> &[T]) -> Vec<T> {
+fn by_channel<T: Copy + Default>(layout: &Layout, parts: &[Part], of: impl Fn(&Part) -> &[T]) -> Vec<T> {
     if layout.in_rows() {
         return parts.iter().flat_map(|part| of(part).iter().copied()).collect();
     }
-    let mut all = Vec::with_capacity(parts.iter().map(|part| of(part).len()).sum());
-    for channel in 0..layout.channels {
-        for part in parts {
-            let blocks = of(part).len() / layout.channels;
-            all.extend_from_slice(&of(part)[channel * blocks..][..blocks]);
+    let blocks = parts.iter().map(|part| of(part).len()).sum::<usize>() / layout.channels.max(1);
+    let mut all = vec![T::default(); layout.channels * blocks];
+    let mut first = 0;
+    for part in parts {
+        let own = of(part).len() / layout.channels.max(1);
+        for (channel, values) in of(part).chunks(own.max(1)).enumerate() {
+            for (place, value) in all[channel * blocks + first..].iter_mut().zip(values) {
+                *place = *value;
+            }
         }
+        first += own;
     }
     all
 }
@@ -331,12 +514,13 @@ mod tests {
                 [(vec![5, 33], 0, None), (vec![33, 5], 1, Some(16)), (vec![3, 4, 2, 2], 1, None)]
             {
                 let exact = weights(dims.iter().product());
-                let encoded = Encoded::new(&Parts::from(exact.clone()), (&dims, axis), codec, block);
+                let form = Form::new((&dims, axis), codec, block);
+                let encoded = Encoded::new(&Parts::from(exact.clone()), form);
                 let mut noise = 0.0;
                 for (place, &w) in exact.iter().enumerate() {
-                    let (channel, k) = encoded.layout.at(place);
-                    assert_eq!(encoded.layout.place(channel, k), place);
-                    let part = encoded.part(channel, k);
+                    let (channel, k) = encoded.form.layout.at(place);
+                    assert_eq!(encoded.form.layout.place(channel, k), place);
+                    let part = encoded.form.part(channel, k);
                     let (scale, zero) = (encoded.scale[part], encoded.zero_of(part));
                     let distance = |level: i8| (scale * f32::from(level - zero) - w).abs();
                     let least = codec.levels.iter().map(|&level| distance(level)).fold(f32::MAX, f32::min);
@@ -350,9 +534,45 @@ mod tests {
     }
 
     #[test]
+    fn codes_are_those_of_the_levels() {
+        for name in ["int4", "uint4"] {
+            for (dims, axis, block) in [
+                (vec![70, 33], 0, 16),
+                (vec![33, 70], 1, 16),
+                (vec![4099, 40], 1, 128),
+                (vec![64, 20], 1, 64),
+            ] {
+                let exact = Parts::from(weights(dims.iter().product()));
+                let form = Form::new((&dims, axis), Codec::named(name).unwrap(), Some(block));
+                assert!(form.fits_kernel());
+                let levels = Encoded::new(&exact, form.clone());
+                let codes = Encoded::in_blocks(&exact, form.clone());
+                let middle = |channel, k| match levels.zero.is_empty() {
+                    true => 8,
+                    false => levels.zero_of(form.part(channel, k)),
+                };
+                let (depth, full) = (form.layout.depth(), form.blocks() * block);
+                for channel in 0..form.layout.channels {
+                    for k in 0..full {
+                        let byte = codes.values.0[(channel * full + k) / 2];
+                        let level = match k < depth {
+                            true => levels.levels()[form.layout.place(channel, k)],
+                            false => 0,
+                        };
+                        let middle = middle(channel, k.min(depth - 1));
+                        assert_eq!(byte >> (k % 2 * 4) & 15, (level + middle) as u8, "{name} {channel} {k}");
+                    }
+                }
+                assert_eq!((&codes.scale, &codes.zero), (&levels.scale, &levels.zero));
+                assert_eq!(levels.into_blocks().values.0, codes.values.0);
+            }
+        }
+    }
+
+    #[test]
     fn zeros_stay_zeros() {
         for codec in &CODECS {
-            let encoded = Encoded::new(&Parts::from(vec![0.0; 20]), (&[2, 10], 0), codec, None);
+            let encoded = Encoded::new(&Parts::from(vec![0.0; 20]), Form::new((&[2, 10], 0), codec, None));
             let products = encoded.levels().iter().map(|&v| f32::from(v) * encoded.scale[0]);
             assert!(products.into_iter().all(|w| w == 0.0), "{}", codec.name);
         }

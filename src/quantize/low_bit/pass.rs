@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::encode::Encoded;
+use super::encode::{BlockCodes, Encoded, Form};
 use super::{Format, write};
 use crate::correct::inputs::{LayerInputs, Moments};
 use crate::correct::layer::{Effect, Grid, Weights};
@@ -11,14 +11,14 @@ use crate::error::Result;
 use crate::given::Given;
 use crate::graph::{Graph, NodeExt, NodeId};
 use crate::model::Model;
-use crate::onnx::OperatorSetIdProto;
+use crate::onnx::{NodeProto, OperatorSetIdProto, TensorProto};
 use crate::ops::{PRODUCTS, is_plain_product};
 use crate::patch::apply;
 use crate::quantize::sites::constant_weights;
 use crate::quantize::weights::{bias, channel_axis, finite, weight_of};
 use crate::quantize::writer::Writer;
 use crate::quantize::{LayerRecord, Quantized, in_order, left_float, noise, too_old};
-use crate::tensor::{Parts, shape, tensor};
+use crate::tensor::{DataType, Parts, shape, tensor};
 
 /// What a runtime takes.
 #[derive(Debug)]
@@ -150,6 +150,11 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
+    fn of<V>(encoded: &Encoded<V>, effect: Option<Effect>) -> Self {
+        let sqnr_db = noise::decibels(encoded.power / encoded.noise);
+        Self { codec: encoded.form.codec.name, sqnr_db, effect }
+    }
+
     /// A record that says so.
     pub fn marked(&self, record: LayerRecord) -> LayerRecord {
         let (weights, weight_sqnr_db) = (self.codec.to_owned(), Some(self.sqnr_db));
@@ -174,52 +179,78 @@ pub(crate) fn take(
     let (values, dims) = (Parts::of(weight)?, shape(weight)?);
     let data_type = format.codec.data_type.filter(|_| format.standard);
     let block = format.block.filter(|_| dims.len() == 2 && is_plain_product(node));
-    let mut encoded = Encoded::new(&values, (&dims, axis), format.codec, block);
-    if !encoded.power.is_finite() {
-        finite(weight)?;
+    let form = Form::new((&dims, axis), format.codec, block);
+    if data_type.is_none() && form.fits_kernel() {
+        let (encoded, effect) = if correction.is_none() {
+            (checked(Encoded::in_blocks(&values, form), weight)?, None)
+        } else {
+            let (encoded, effect) = with_levels(writer, graph, id, (&values, form), correction)?;
+            (encoded.into_blocks(), effect)
+        };
+        write_product(writer, (id, node), &encoded);
+        return Ok(Taken::of(&encoded, effect));
     }
-    let mut effect = None;
-    if let Some((moments, what)) = correction {
-        let exact = values.all();
-        let mut integers = encoded.levels().to_vec();
-        let grid = Grid::Levels(&encoded, format.codec.sorted());
-        let mut own_bias = bias(graph, id)?;
-        effect = Weights { exact: &exact, dims: &dims, axis, grid, factors: None }.correct(
-            moments,
-            what,
-            &mut integers,
-            own_bias.as_deref_mut(),
-        );
-        encoded.set_levels(integers);
-        if let Some(bias) = own_bias.filter(|_| what.bias && effect.is_some()) {
-            let name = writer.name(&format!("{}_corrected", node.input[2]));
-            writer.patch.initializer(tensor(&name, &[bias.len()], &bias));
-            let operator = writer.patch.place(id, node).iter_mut().find(|n| n.op_type == node.op_type);
-            operator.into_iter().for_each(|operator| operator.input[2].clone_from(&name));
-        }
-    }
-    write_weights(writer, (id, node), &encoded, data_type);
-    Ok(Taken { codec: format.codec.name, sqnr_db: noise::decibels(encoded.power / encoded.noise), effect })
+    let (encoded, effect) = with_levels(writer, graph, id, (&values, form), correction)?;
+    write_weights(writer, node, &encoded, data_type);
+    Ok(Taken::of(&encoded, effect))
 }
 
-fn write_weights(
-    writer: &mut Writer,
-    (id, node): (NodeId, &crate::onnx::NodeProto),
-    encoded: &Encoded,
-    data_type: Option<crate::tensor::DataType>,
-) {
-    let base = &node.input[1];
-    if data_type.is_none() && encoded.fits_kernel() {
-        let operator = writer.patch.place(id, node).iter().find(|n| n.input.get(1) == Some(base)).cloned();
-        if let Some(operator) = operator {
-            let product = writer.multiplied_blocks(base, encoded, &operator);
-            let nodes = writer.patch.place(id, node);
-            if let Some(at) = nodes.iter().position(|n| n.input.get(1) == Some(base)) {
-                nodes.splice(at..=at, product);
-            }
-        }
-        return;
+/// Itself, unless a value of `tensor`, which it is of, is not finite.
+fn checked<V>(encoded: Encoded<V>, tensor: &TensorProto) -> Result<Encoded<V>> {
+    if !encoded.power.is_finite() {
+        finite(tensor)?;
     }
+    Ok(encoded)
+}
+
+/// The levels of the weights of node `id`, corrected; a bias is corrected with them, and written.
+fn with_levels(
+    writer: &mut Writer,
+    graph: &Graph,
+    id: NodeId,
+    (values, form): (&Parts, Form),
+    correction: Option<(&Moments, Corrections)>,
+) -> Result<(Encoded, Option<Effect>)> {
+    let node = graph.node(id);
+    let mut encoded = checked(Encoded::new(values, form), weight_of(graph, id)?)?;
+    let Some((moments, what)) = correction else { return Ok((encoded, None)) };
+    let exact = values.all();
+    let mut integers = encoded.levels().to_vec();
+    let mut own_bias = bias(graph, id)?;
+    let Form { codec, dims, axis, .. } = &encoded.form;
+    let grid = Grid::Levels(&encoded, codec.sorted());
+    let effect = Weights { exact: &exact, dims, axis: *axis, grid, factors: None }.correct(
+        moments,
+        what,
+        &mut integers,
+        own_bias.as_deref_mut(),
+    );
+    encoded.set_levels(integers);
+    if let Some(bias) = own_bias.filter(|_| what.bias && effect.is_some()) {
+        let name = writer.name(&format!("{}_corrected", node.input[2]));
+        writer.patch.initializer(tensor(&name, &[bias.len()], &bias));
+        let operator = writer.patch.place(id, node).iter_mut().find(|n| n.op_type == node.op_type);
+        operator.into_iter().for_each(|operator| operator.input[2].clone_from(&name));
+    }
+    Ok((encoded, effect))
+}
+
+/// Has the kernel that multiplies by blocks take the place of the product.
+fn write_product(writer: &mut Writer, (id, node): (NodeId, &NodeProto), encoded: &Encoded<BlockCodes>) {
+    let base = &node.input[1];
+    let operator = writer.patch.place(id, node).iter().find(|n| n.input.get(1) == Some(base)).cloned();
+    if let Some(operator) = operator {
+        let product = writer.multiplied_blocks(base, encoded, &operator);
+        let nodes = writer.patch.place(id, node);
+        if let Some(at) = nodes.iter().position(|n| n.input.get(1) == Some(base)) {
+            nodes.splice(at..=at, product);
+        }
+    }
+}
+
+/// Writes what decodes the weights.
+fn write_weights(writer: &mut Writer, node: &NodeProto, encoded: &Encoded, data_type: Option<DataType>) {
+    let base = &node.input[1];
     let mut nodes = Vec::new();
     let weights = match data_type {
         Some(data_type) => writer.dequantized_codes(base, encoded, data_type, &mut nodes),

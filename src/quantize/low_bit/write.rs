@@ -6,62 +6,27 @@
 //! | `DequantizeLinear` | the operator itself, of opset 21 where a code has four bits | formats with an ONNX type; what other tools know |
 //! | `MatMulNBits` | ONNX Runtime's kernel, while it multiplies | products by blocks of four-bit codes |
 
-use std::ops::Range;
-
-use rayon::prelude::*;
-
-use super::encode::Encoded;
+use super::encode::{BlockCodes, Encoded};
 use crate::graph::NodeExt;
-use crate::onnx::{NodeProto, TensorProto};
+use crate::onnx::NodeProto;
 use crate::patch::{cast_to, int_attribute, node};
 use crate::quantize::writer::Writer;
 use crate::tensor::{DataType, Memory, tensor, tensor_of_bytes};
-
-/// Inputs of a block that `MatMulNBits` takes.
-const LEAST_BLOCK: usize = 16;
 
 /// The domain of ONNX Runtime's own operators.
 pub(crate) const CONTRIB: &str = "com.microsoft";
 
 impl Encoded {
-    /// The levels, less their zero points, of the inputs from one on of some channels; 0 where there is none.
-    fn columns(&self, (channels, first): (Range<usize>, usize), columns: &mut [[i8; GROUP]]) {
-        let (levels, depth) = (self.levels(), self.layout.depth());
-        columns.fill([0; GROUP]);
-        let inputs = first..depth.min(first + columns.len());
-        if self.layout.in_rows() {
-            for (c, channel) in channels.enumerate() {
-                for (column, &level) in columns.iter_mut().zip(&levels[channel * depth..][inputs.clone()]) {
-                    column[c] = level;
-                }
-            }
-            return;
-        }
-        for (column, k) in columns.iter_mut().zip(inputs) {
-            let levels = &levels[k * self.layout.channels + channels.start..];
-            match levels.first_chunk() {
-                Some(levels) if channels.len() == GROUP => *column = *levels,
-                _ => column[..channels.len()].copy_from_slice(&levels[..channels.len()]),
-            }
-        }
-    }
-
-    /// Whether [`Writer::multiplied_blocks`] can write them.
-    pub fn fits_kernel(&self) -> bool {
-        let blocks = self.block.is_power_of_two() && self.block >= LEAST_BLOCK && self.dims.len() == 2;
-        self.codec.has_blocks() && blocks
-    }
-
     /// One value for each channel, in a shape that goes with the weights.
     fn per_channel_dims(&self) -> Vec<usize> {
-        let ones = vec![1; self.dims.len() - 1 - self.axis];
-        [&[self.layout.channels], ones.as_slice()].concat()
+        let ones = vec![1; self.form.dims.len() - 1 - self.form.axis];
+        [&[self.form.layout.channels], ones.as_slice()].concat()
     }
 
     /// Values of the blocks in the order of the weights, which are a matrix.
     fn as_matrix<T: Copy>(&self, values: &[T]) -> (Vec<usize>, Vec<T>) {
-        let (channels, blocks) = (self.layout.channels, self.blocks());
-        if self.axis == 0 {
+        let (channels, blocks) = (self.form.layout.channels, self.form.blocks());
+        if self.form.axis == 0 {
             return (vec![channels, blocks], values.to_vec());
         }
         let transposed = (0..blocks).flat_map(|b| (0..channels).map(move |c| values[c * blocks + b]));
@@ -72,10 +37,10 @@ impl Encoded {
 impl Writer<'_, '_> {
     /// The levels less their zero points as int8, by look-up; the nodes that make them go to `nodes`.
     pub fn levels(&mut self, base: &str, encoded: &Encoded, nodes: &mut Vec<NodeProto>) -> String {
-        if encoded.codec.bits == 8 {
-            let content = encoded.values.clone();
+        if encoded.form.codec.bits == 8 {
+            let content = encoded.values.0.clone();
             return self.constant(&format!("{base}_quantized"), || {
-                tensor_of_bytes("", &encoded.dims, DataType::Int8, content)
+                tensor_of_bytes("", &encoded.form.dims, DataType::Int8, content)
             });
         }
         let levels = self.looked_up(base, encoded, nodes);
@@ -119,11 +84,11 @@ impl Writer<'_, '_> {
 
     /// The levels, in the shape of the weights: packed codes are the rows of a table with all their levels.
     fn looked_up(&mut self, base: &str, encoded: &Encoded, nodes: &mut Vec<NodeProto>) -> String {
-        let codec = encoded.codec;
+        let codec = encoded.form.codec;
         let packed = encoded.packed();
         let each = 8 / codec.bits;
         let filled = packed.len() * each;
-        let count = encoded.values.len();
+        let count = encoded.levels().len();
         let packed = self.constant(&format!("{base}_codes"), || {
             tensor_of_bytes("", &[packed.len()], DataType::Uint8, Memory::of(packed))
         });
@@ -143,7 +108,7 @@ impl Writer<'_, '_> {
             nodes.push(node("Slice", &cut, &[&flat, &start, &end], &[&cut]));
             source = cut;
         }
-        let dims: Vec<i64> = encoded.dims.iter().map(|&d| d as i64).collect();
+        let dims: Vec<i64> = encoded.form.dims.iter().map(|&d| d as i64).collect();
         let shape = self.constant(&format!("{base}_shape"), || tensor("", &[dims.len()], &dims));
         nodes.push(node("Reshape", &levels, &[&source, &shape], &[&levels]));
         levels
@@ -157,20 +122,20 @@ impl Writer<'_, '_> {
         data_type: DataType,
         nodes: &mut Vec<NodeProto>,
     ) -> String {
-        let blocked = encoded.blocks() > 1;
+        let blocked = encoded.form.blocks() > 1;
         let (dims, scale) = match blocked {
             true => encoded.as_matrix(&encoded.scale),
-            false => (vec![encoded.layout.channels], encoded.scale.clone()),
+            false => (vec![encoded.form.layout.channels], encoded.scale.clone()),
         };
         let codes = self.constant(&format!("{base}_quantized"), || {
-            tensor_of_bytes("", &encoded.dims, data_type, Memory::of(encoded.packed()))
+            tensor_of_bytes("", &encoded.form.dims, data_type, Memory::of(encoded.packed()))
         });
         let scale = self.constant(&format!("{base}_scale"), || tensor("", &dims, &scale));
         let output = self.dequantized(base);
         let mut dequantize = node("DequantizeLinear", &output, &[&codes, &scale], &[&output]);
         if !encoded.zero.is_empty() {
             let zero = if blocked { encoded.as_matrix(&encoded.zero).1 } else { encoded.zero.clone() };
-            let packed = encoded.codec.pack(zero.into_iter());
+            let packed = encoded.form.codec.pack(zero.into_iter());
             dequantize.input.push(
                 self.constant(&format!("{base}_zero_point"), || {
                     tensor_of_bytes("", &dims, data_type, packed)
@@ -178,10 +143,10 @@ impl Writer<'_, '_> {
             );
         }
         if blocked {
-            dequantize.attribute.push(int_attribute("axis", 1 - encoded.axis as i64));
-            dequantize.attribute.push(int_attribute("block_size", encoded.block as i64));
+            dequantize.attribute.push(int_attribute("axis", 1 - encoded.form.axis as i64));
+            dequantize.attribute.push(int_attribute("block_size", encoded.form.block as i64));
         } else {
-            dequantize.attribute.push(int_attribute("axis", encoded.axis as i64));
+            dequantize.attribute.push(int_attribute("axis", encoded.form.axis as i64));
         }
         nodes.push(dequantize);
         output
@@ -191,11 +156,14 @@ impl Writer<'_, '_> {
     pub fn multiplied_blocks(
         &mut self,
         base: &str,
-        encoded: &Encoded,
+        encoded: &Encoded<BlockCodes>,
         original: &NodeProto,
     ) -> Vec<NodeProto> {
-        let (channels, blocks) = (encoded.layout.channels, encoded.blocks());
-        let codes = self.constant(&format!("{base}_blocks"), || blocked_codes(encoded));
+        let (channels, blocks) = (encoded.form.layout.channels, encoded.form.blocks());
+        let codes = self.constant(&format!("{base}_blocks"), || {
+            let dims = [channels, blocks, encoded.form.block / 2];
+            tensor_of_bytes("", &dims, DataType::Uint8, encoded.values.0.clone())
+        });
         let scale = self
             .constant(&format!("{base}_block_scale"), || tensor("", &[channels * blocks], &encoded.scale));
         let output = original.output[0].as_str();
@@ -208,15 +176,15 @@ impl Writer<'_, '_> {
         if !encoded.zero.is_empty() {
             multiply.input.push(self.constant(&format!("{base}_block_zero_point"), || {
                 let rows =
-                    encoded.zero.chunks(blocks).flat_map(|row| encoded.codec.pack(row.iter().copied()));
+                    encoded.zero.chunks(blocks).flat_map(|row| encoded.form.codec.pack(row.iter().copied()));
                 tensor("", &[channels * blocks.div_ceil(2)], &rows.collect::<Vec<u8>>())
             }));
         }
         let numbers = [
-            ("K", encoded.layout.depth()),
+            ("K", encoded.form.layout.depth()),
             ("N", channels),
-            ("bits", encoded.codec.bits),
-            ("block_size", encoded.block),
+            ("bits", encoded.form.codec.bits),
+            ("block_size", encoded.form.block),
             ("accuracy_level", INT8_ACTIVATIONS),
         ];
         multiply.attribute.extend(numbers.map(|(name, value)| int_attribute(name, value as i64)));
@@ -232,38 +200,3 @@ impl Writer<'_, '_> {
 /// Lets `MatMulNBits` quantize the activations to int8, a scale for each block: what ONNX Runtime itself chooses where it
 /// makes one, and the quickest.
 const INT8_ACTIVATIONS: usize = 4;
-
-/// Channels whose codes are written together: where they are columns, their levels fill a line of memory in each row.
-const GROUP: usize = 64;
-
-/// Codes in the order that `MatMulNBits` reads: channels, blocks, inputs. They are unsigned there: 8 stands for 0 where there
-/// is no zero point, and a block that is not full ends in what stands for 0.
-fn blocked_codes(encoded: &Encoded) -> TensorProto {
-    let (channels, blocks, block) = (encoded.layout.channels, encoded.blocks(), encoded.block);
-    let (half, row) = (block / 2, blocks * block / 2);
-    let shift = if encoded.zero.is_empty() { 8 } else { 0 };
-    let mut codes = Memory::zeroed(channels * row);
-    let groups = codes.as_mut().par_chunks_mut((GROUP * row).max(1)).enumerate();
-    groups.for_each(|(group, codes)| {
-        let first = group * GROUP;
-        let (count, mut zeros) = (codes.len() / row, [0; GROUP]);
-        let (mut columns, mut pairs) = (vec![[0; GROUP]; block], vec![[0; GROUP]; half]);
-        for b in 0..blocks {
-            encoded.columns((first..first + count, b * block), &mut columns);
-            for (c, zero) in zeros[..count].iter_mut().enumerate() {
-                *zero = encoded.zero_of((first + c) * blocks + b) + shift;
-            }
-            for (pair, [low, high]) in pairs.iter_mut().zip(columns.as_chunks().0) {
-                for c in 0..GROUP {
-                    pair[c] = (low[c] + zeros[c]) as u8 | ((high[c] + zeros[c]) as u8) << 4;
-                }
-            }
-            for (c, codes) in codes.chunks_exact_mut(row).enumerate() {
-                for (byte, pair) in codes[b * half..][..half].iter_mut().zip(&pairs) {
-                    *byte = pair[c];
-                }
-            }
-        }
-    });
-    tensor_of_bytes("", &[channels, blocks, half], DataType::Uint8, codes)
-}
