@@ -122,6 +122,20 @@ mod tests {
         assert!((error(&t, &q, &h) - best).abs() < 1e-6, "{q:?} {best}");
     }
 
+    /// So that no level depends on the processor.
+    #[test]
+    fn every_instruction_set_adds_alike() {
+        for width in [1, 7, 8, 33, 100] {
+            let (h, t) = problem(width);
+            let mut sums = t.clone();
+            add(&mut sums, &h[..width], 0.123);
+            for k in 0..width {
+                let product = std::hint::black_box(0.123 * h[k]);
+                assert_eq!(sums[k].to_bits(), (t[k] + product).to_bits(), "{width} {k}");
+            }
+        }
+    }
+
     #[test]
     fn what_is_not_allowed_stays() {
         let (h, t) = problem(20);
