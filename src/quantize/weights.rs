@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
+use multiversion::multiversion;
 
 use super::low_bit::encode::{Encoded, Form};
 use super::low_bit::{Codec, Format};
@@ -120,14 +121,10 @@ impl Inputs {
         d: usize,
     ) -> ([f64; M], [f64; M]) {
         let (mut squares, mut largest) = ([0.0; M], [0.0; M]);
-        let places = squares.iter_mut().zip(&mut largest);
         if self.axis == 1 {
-            let row = &weights[d * self.outputs..][outputs];
-            for ((square, largest), &w) in places.zip(row) {
-                *square = f64::from(w * w);
-                *largest = f64::from(w.abs());
-            }
+            squares_and_sizes(&weights[d * self.outputs..][outputs], &mut squares, &mut largest);
         } else {
+            let places = squares.iter_mut().zip(&mut largest);
             for ((square, largest), o) in places.zip(outputs) {
                 let window = &weights[(o * self.depth + d) * self.taps..][..self.taps];
                 *square = f64::from(window.iter().map(|w| w * w).sum::<f32>());
@@ -176,6 +173,14 @@ impl Inputs {
                 filter.iter_mut().for_each(|w| *w /= output[o]);
             }
         }
+    }
+}
+
+#[multiversion(targets("x86_64+avx2+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn squares_and_sizes(values: &[f32], squares: &mut [f64], sizes: &mut [f64]) {
+    for ((square, size), &w) in squares.iter_mut().zip(sizes).zip(values) {
+        *square = f64::from(w * w);
+        *size = f64::from(w.abs());
     }
 }
 

@@ -16,6 +16,7 @@ use std::array;
 use std::collections::HashMap;
 use std::ops::Range;
 
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::Balanced;
@@ -28,8 +29,9 @@ use crate::quantize::sites::Site;
 use crate::quantize::weights::{Inputs, channel_axis};
 use crate::tensor::{Parts, shape};
 
-/// Outputs whose sums are made together.
-const BLOCK: usize = 32;
+/// Outputs whose sums are made together: their weights for one input, side by side, are many lines of memory, and the sums fit into
+/// the first-level cache.
+const BLOCK: usize = 128;
 
 /// Weights that read a value.
 struct Product<'m> {
@@ -162,7 +164,7 @@ impl<'m> Product<'m> {
             let errors = ways.each_ref().map(|way| way.errors[channel]);
             let factors = ways.each_ref().map(|way| way.factors[channel]);
             let (squares, largest) = self.inputs.windows(weights, outputs.clone(), k);
-            sums.add(&squares, &largest, power[channel], errors, factors);
+            add(&mut sums, (&squares, &largest), power[channel], errors, factors);
         }
         let taps = self.inputs.taps as f64;
         let spread = ways.each_ref().map(|way| {
@@ -178,31 +180,6 @@ impl<const N: usize> Sums<N> {
         Self { signal: [0.0; BLOCK], value: [[0.0; BLOCK]; N], limit: [[0.0; BLOCK]; N] }
     }
 
-    /// Adds what comes from one channel.
-    fn add(
-        &mut self,
-        squares: &[f64; BLOCK],
-        largest: &[f64; BLOCK],
-        power: f64,
-        errors: [f64; N],
-        factors: [f64; N],
-    ) {
-        for (signal, w) in self.signal.iter_mut().zip(squares) {
-            *signal += w * power;
-        }
-        for (value, error) in self.value.iter_mut().zip(errors) {
-            for (value, w) in value.iter_mut().zip(squares) {
-                *value += w * error;
-            }
-        }
-        for (limit, factor) in self.limit.iter_mut().zip(factors) {
-            for (limit, w) in limit.iter_mut().zip(largest) {
-                let scaled = w * factor;
-                *limit = if scaled > *limit { scaled } else { *limit };
-            }
-        }
-    }
-
     /// The noise of the first `count` outputs relative to what they are, and with that of the weights, summed up.
     fn relative(&self, count: usize, spread: [f64; N]) -> [f64; N] {
         array::from_fn(|way| {
@@ -213,5 +190,30 @@ impl<const N: usize> Sums<N> {
             };
             (0..count).map(noise).sum()
         })
+    }
+}
+
+/// Adds what comes from one channel: squares of the weights, and the largest magnitudes.
+#[multiversion(targets("x86_64+avx2+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn add<const N: usize>(
+    sums: &mut Sums<N>,
+    (squares, largest): (&[f64; BLOCK], &[f64; BLOCK]),
+    power: f64,
+    errors: [f64; N],
+    factors: [f64; N],
+) {
+    for (signal, w) in sums.signal.iter_mut().zip(squares) {
+        *signal += w * power;
+    }
+    for (value, error) in sums.value.iter_mut().zip(errors) {
+        for (value, w) in value.iter_mut().zip(squares) {
+            *value += w * error;
+        }
+    }
+    for (limit, factor) in sums.limit.iter_mut().zip(factors) {
+        for (limit, w) in limit.iter_mut().zip(largest) {
+            let scaled = w * factor;
+            *limit = if scaled > *limit { scaled } else { *limit };
+        }
     }
 }
