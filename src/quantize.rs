@@ -265,7 +265,8 @@ fn choose<'m>(graph: &Graph<'m>, calibration: &Calibration, options: &Options) -
         everything: options.everything,
     };
     let best = plan::best(graph, &sites, &limits, &noise, |value| calibration.elements(value));
-    let (activations, balance) = parameters(&best.int8);
+    let (activations, balance) =
+        if best.int8 == candidates { (params, balance) } else { parameters(&best.int8) };
     Ok(Choice { sites, forced, best, activations, balance })
 }
 
