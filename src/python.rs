@@ -91,6 +91,7 @@ fn _rustq(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<calibration::PyObservers>()?;
     module.add_class::<correct::PyLayerInputs>()?;
     module.add_class::<given::PyGiven>()?;
+    module.add_class::<kernels::PyParams>()?;
     module.add_function(wrap_pyfunction!(model::write_together, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize_static, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize_dynamic, module)?)?;

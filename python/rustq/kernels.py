@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
-_Params = tuple[Array, Array, tuple[int, int], tuple[int, int, int]]
 _LIMITS = {
     "int8": (-128, 127),
     "uint8": (0, 255),
@@ -85,8 +84,10 @@ def quantize(
             the dtype, a number of scales that does not fit the axis, or an unfit `out`.
     """
     name, values, params = _to_integers(x, scale, zero_point, dtype, axis, block_size)
-    result = _result(out, values, _STORED.get(name, name))
-    _rustq.quantize(_bits(values), params, result)
+    stored = _STORED.get(name, name)
+    result = _empty(values, stored) if out is None else out
+    if not _rustq.quantize(_bits(values), params, result):
+        raise _unfit(result, values, stored)
     return result
 
 
@@ -123,8 +124,9 @@ def dequantize(
     params = _parameters(scale, zero_point, name, values.shape, axis, block_size)
     if dtype != "float32" and dtype not in _HALVES:
         raise ValueError(f"unknown dtype {dtype!r}: choose one of float32, float16, bfloat16")
-    result = _result(out, values, dtype)
-    _rustq.dequantize(values, params, _bits(result))
+    result = _empty(values, dtype) if out is None else out
+    if not _rustq.dequantize(values, params, _bits_for(result, dtype)):
+        raise _unfit(result, values, dtype)
     return result
 
 
@@ -156,8 +158,9 @@ def fake_quantize(
         ValueError: see `quantize`.
     """
     _, values, params = _to_integers(x, scale, zero_point, dtype, axis, block_size)
-    result = _result(out, values, "float32")
-    _rustq.fake_quantize(_bits(values), params, result)
+    result = _empty(values, "float32") if out is None else out
+    if not _rustq.fake_quantize(_bits(values), params, result):
+        raise _unfit(result, values, "float32")
     return result
 
 
@@ -210,9 +213,11 @@ def absmax_quantize(
     """
     values = _reals(x)
     length, _, inner = _place(values.shape, axis, 0)
-    result = _result(out, values, "int8")
+    result = _empty(values, "int8") if out is None else out
     channels, inner = (length, inner) if axis is not None else (1, values.size)
     scale = _rustq.absmax_quantize(_bits(values), channels, inner, result)
+    if scale is None:
+        raise _unfit(result, values, "int8")
     return result, scale if axis is not None else scale.reshape(())
 
 
@@ -329,34 +334,53 @@ def _contiguous(x: ArrayLike, dtype: Any) -> Array:
 def _reals(x: ArrayLike) -> Array:
     array = x if type(x) is np.ndarray else np.asarray(x)
     if array.dtype == _FLOAT32:
-        return _contiguous(array, _FLOAT32)
+        return array if array.flags.carray else _contiguous(array, _FLOAT32)
     if array.dtype.kind in "cOSUmM":
         raise ValueError(f"expected an array of real numbers, found {array.dtype.name}")
     half = array.dtype.name in _HALVES
     return _contiguous(array, array.dtype.newbyteorder("=") if half else _FLOAT32)
 
 
-def _bits(values: Array) -> tuple[str, Array]:
-    """The name of a float type, and the array as the native module takes it."""
+def _bits(values: Array) -> Array | tuple[str, Array]:
+    """An array as the native module takes it: one of a float type of 16 bits with its name."""
+    if values.dtype == _FLOAT32:
+        return values
     name = _name(values.dtype)
-    return name, values.view(np.uint16) if name in _HALVES else values
+    return (name, values.view(np.uint16)) if name in _HALVES else values
 
 
-def _result(out: Array | None, source: Array, dtype: str) -> Array:
-    if dtype == "bfloat16":
+def _bits_for(out: Any, dtype: str) -> Any:
+    """An array for results of a float type, the same way; `None` if it is no array of that type."""
+    if dtype == "float32":
+        return out
+    fits = isinstance(out, np.ndarray) and out.dtype == _dtype(dtype)
+    return (dtype, out.view(np.uint16)) if fits else None
+
+
+def _empty(source: Array, dtype: str) -> Array:
+    """A new array of the shape of another."""
+    return np.empty(source.shape, _dtype(dtype))
+
+
+def _dtype(name: str) -> Any:
+    if name == "bfloat16":
         import ml_dtypes  # noqa: F401, makes numpy know the name
 
-    wanted = _DTYPES.get(dtype) or np.dtype(dtype)
-    if out is None:
-        return np.empty(source.shape, wanted)
-    # carray: C-contiguous, aligned and writable.
-    if not (out.shape == source.shape and out.dtype == wanted and out.flags.carray):
-        raise ValueError(
+    return _DTYPES.get(name) or np.dtype(name)
+
+
+def _unfit(out: Any, source: Array, dtype: str) -> ValueError:
+    """Why results cannot go into an array, or into what is none."""
+    if not isinstance(out, np.ndarray) or not (
+        # carray: C-contiguous, aligned and writable.
+        out.shape == source.shape and out.dtype == _dtype(dtype) and out.flags.carray
+    ):
+        return ValueError(
             f"out must be a writable C-contiguous array of {dtype} in the shape {source.shape}"
         )
     if np.may_share_memory(out, source):
-        raise ValueError("out must not share memory with the input")
-    return out
+        return ValueError("out must not share memory with the input")
+    return ValueError("out is in use by another thread")
 
 
 def _place(shape: tuple[int, ...], axis: int | None, block_size: int) -> tuple[int, int, int]:
@@ -380,7 +404,7 @@ def _to_integers(
     dtype: str,
     axis: int | None,
     block_size: int,
-) -> tuple[str, Array, _Params]:
+) -> tuple[str, Array, _rustq.KernelParams]:
     """The name of the integers that real values become, the values, and the checked parameters."""
     name = _known(dtype)
     values = _reals(x)
@@ -394,7 +418,7 @@ def _parameters(
     shape: tuple[int, ...],
     axis: int | None,
     block_size: int,
-) -> _Params:
+) -> _rustq.KernelParams:
     if (
         axis is None
         and not block_size
@@ -413,7 +437,7 @@ def _parameters(
         raise ValueError(f"expected {channels} scales, found {scales.size}")
     if scales.ndim != 1 and not block_size:
         raise ValueError("scale must be a number, or a vector with an axis")
-    return scales.ravel(), zeros.ravel(), _LIMITS[dtype], place
+    return _rustq.KernelParams(scales.ravel(), zeros.ravel(), _LIMITS[dtype], place)
 
 
 def _each(scale: ArrayLike, zero_point: ArrayLike, dtype: str) -> tuple[Array, Array]:
@@ -430,6 +454,6 @@ def _each(scale: ArrayLike, zero_point: ArrayLike, dtype: str) -> tuple[Array, A
 
 # The checks take longer than thousands of elements, and the same pair comes again and again.
 @lru_cache(maxsize=256, typed=True)
-def _for_all(scale: ArrayLike, zero_point: ArrayLike, dtype: str) -> _Params:
+def _for_all(scale: ArrayLike, zero_point: ArrayLike, dtype: str) -> _rustq.KernelParams:
     """The parameters of elements that share one pair of numbers."""
-    return (*_each(scale, zero_point, dtype), _LIMITS[dtype], _place((), None, 0))
+    return _rustq.KernelParams(*_each(scale, zero_point, dtype), _LIMITS[dtype], _place((), None, 0))
