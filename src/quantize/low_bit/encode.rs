@@ -125,11 +125,12 @@ impl Form {
             let mut target = targets[start / size].lock().unwrap_or_else(PoisonError::into_inner);
             Part::new(&ruler, &layout, (weights, self.block), |strip| put(&mut target, &layout, strip))
         });
+        let zero = || by_channel(&self.layout, &parts, |grid| &grid.zero);
         Encoded {
-            scale: by_channel(&self.layout, &parts, |part| &part.scale),
-            zero: by_channel(&self.layout, &parts, |part| &part.zero),
+            scale: by_channel(&self.layout, &parts, |grid| &grid.scale),
+            zero: if self.codec.has_zero_point() { zero() } else { Vec::new() },
             power: parts.iter().map(|part| part.power).sum(),
-            noise: parts.iter().map(|part| part.noise).sum(),
+            noise: parts.iter().map(Part::noise).sum(),
             form: self,
             values: (),
         }
@@ -273,13 +274,13 @@ struct Strip<'l> {
     grids: &'l [Grids],
 }
 
-/// What is known of the blocks of a part of the weights, `channels × blocks`.
+/// What is known of the blocks of a part of the weights.
 struct Part {
-    scale: Vec<f32>,
-    /// Empty where the format has none.
-    zero: Vec<i8>,
+    /// Of each channel.
+    blocks: usize,
+    /// Those of the channels of a strip after the other.
+    grids: Vec<Grids>,
     power: f64,
-    noise: f64,
 }
 
 impl Part {
@@ -292,25 +293,22 @@ impl Part {
     ) -> Self {
         // In their order, before they are read in columns: so they are in the caches.
         let power = kernels::sum_of_squares(weights);
-        let mut part = Self { scale: Vec::new(), zero: Vec::new(), power, noise: 0.0 };
         let mut strip = vec![[0.0; LANES]; layout.depth()];
         let mut levels = vec![[0; LANES]; layout.depth()];
         let mut grids = Vec::new();
         for channels in layout.strips() {
             layout.take(weights, &channels, &mut strip);
             let pairs = strip.chunks(block).zip(levels.chunks_mut(block));
-            grids.clear();
+            let known = grids.len();
             grids.extend(pairs.map(|(weights, levels)| ruler.measure(weights, levels)));
-            for lane in 0..channels.len() {
-                part.scale.extend(grids.iter().map(|grid| grid.scale[lane]));
-                if ruler.has_zero_point() {
-                    part.zero.extend(grids.iter().map(|grid| grid.zero[lane]));
-                }
-                part.noise += grids.iter().map(|grid| grid.noise[lane]).sum::<f64>();
-            }
-            put(&Strip { channels, levels: &levels, grids: &grids });
+            put(&Strip { channels, levels: &levels, grids: &grids[known..] });
         }
-        part
+        Self { blocks: layout.depth().div_ceil(block), grids, power }
+    }
+
+    /// Lanes without a channel have none.
+    fn noise(&self) -> f64 {
+        self.grids.iter().map(|grid| grid.noise.iter().sum::<f64>()).sum()
     }
 }
 
@@ -400,8 +398,8 @@ impl Encoded {
                     *zero = self.zero_of(channel * blocks + b);
                 }
             }
-            let rows = codes.chunks_exact_mut(row);
-            pack_blocks(&levels, block, zeros.iter().map(|zero| self.form.middle(zero)), rows);
+            let mut rows: Vec<_> = codes.chunks_exact_mut(row).collect();
+            pack_blocks(&levels, block, |b| self.form.middle(&zeros[b]), &mut rows);
         });
         self.with(BlockCodes(codes.into()))
     }
@@ -414,39 +412,44 @@ impl Encoded<BlockCodes> {
         let mut codes = Memory::zeroed(layout.channels * (form.blocks() * block / 2));
         let targets = form.rows_of_parts(codes.as_mut());
         let encoded = form.clone().measure(values, targets, |rows: &mut Vec<&mut [u8]>, _, strip| {
-            let zeros = strip.grids.iter().map(|grid| form.middle(&grid.zero));
-            let rows = rows[strip.channels.clone()].iter_mut().map(|row| &mut **row);
-            pack_blocks(strip.levels, block, zeros, rows);
+            let middle = |b: usize| form.middle(&strip.grids[b].zero);
+            pack_blocks(strip.levels, block, middle, &mut rows[strip.channels.clone()]);
         });
         encoded.with(BlockCodes(codes.into()))
     }
 }
 
 /// Packs levels of some channels, side by side, into the rows of these channels, given what stands for 0 in each block.
-fn pack_blocks<'r>(
+fn pack_blocks(
     levels: &[[i8; LANES]],
     block: usize,
-    middles: impl Iterator<Item = [i8; LANES]>,
-    rows: impl Iterator<Item = &'r mut [u8]>,
+    middle: impl Fn(usize) -> [i8; LANES],
+    rows: &mut [&mut [u8]],
 ) {
-    let mut pairs = vec![[0; LANES]; levels.len().div_ceil(block) * block / 2];
-    let blocks = levels.chunks(block).zip(pairs.chunks_exact_mut(block / 2));
-    for ((levels, pairs), middle) in blocks.zip(middles) {
-        pair_up(levels, middle, pairs);
-    }
-    let (squares, rest) = pairs.as_chunks::<LANES>();
-    let whole = squares.len() * LANES;
-    let mut columns: Vec<_> = rows.collect();
-    for (square, first) in squares.iter().zip((0..).step_by(LANES)) {
-        for (row, column) in columns.iter_mut().zip(transposed(square)) {
-            row[first..][..LANES].copy_from_slice(&column);
+    let count = rows.first().map_or(0, |row| row.len());
+    for first in (0..count).step_by(LANES) {
+        let pair = |i: usize| {
+            let k = 2 * (first + i).min(count - 1);
+            let level = |k: usize| levels.get(k).unwrap_or(&[0; LANES]);
+            pair_up([level(k), level(k + 1)], &middle(k / block))
+        };
+        let columns = transposed(&std::array::from_fn(pair));
+        for (row, column) in rows.iter_mut().zip(&columns) {
+            match row[first..].first_chunk_mut() {
+                Some(whole) => *whole = *column,
+                None => row[first..].copy_from_slice(&column[..count - first]),
+            }
         }
     }
-    for (lane, row) in columns.iter_mut().enumerate() {
-        for (byte, pair) in row[whole..].iter_mut().zip(rest) {
-            *byte = pair[lane];
-        }
+}
+
+/// Two levels in a byte, the first in the lower half, given what stands for 0.
+fn pair_up([low, high]: [&[i8; LANES]; 2], middle: &[i8; LANES]) -> [u8; LANES] {
+    let mut pair = [0; LANES];
+    for lane in 0..LANES {
+        pair[lane] = (low[lane] + middle[lane]) as u8 | ((high[lane] + middle[lane]) as u8) << 4;
     }
+    pair
 }
 
 /// Rows as columns: in each step one half is interleaved with the other.
@@ -461,39 +464,26 @@ fn transposed(rows: &[[u8; LANES]; LANES]) -> [[u8; LANES]; LANES] {
     rows
 }
 
-/// Two levels in a byte, the first in the lower half; where there is none, what stands for 0.
-fn pair_up(levels: &[[i8; LANES]], zero: [i8; LANES], pairs: &mut [[u8; LANES]]) {
-    let (two, rest) = levels.as_chunks::<2>();
-    for (pair, [low, high]) in pairs.iter_mut().zip(two) {
-        for lane in 0..LANES {
-            pair[lane] = (low[lane] + zero[lane]) as u8 | ((high[lane] + zero[lane]) as u8) << 4;
-        }
-    }
-    for (at, pair) in pairs.iter_mut().enumerate().skip(two.len()) {
-        let last = rest.get(at - two.len());
-        for lane in 0..LANES {
-            let low = last.map_or(0, |last| last[lane]);
-            pair[lane] = (low + zero[lane]) as u8 | (zero[lane] as u8) << 4;
-        }
-    }
-}
-
-/// What the parts of weights know of their blocks, `channels × blocks` of all.
-fn by_channel<T: Copy + Default>(layout: &Layout, parts: &[Part], of: impl Fn(&Part) -> &[T]) -> Vec<T> {
-    if layout.in_rows() {
-        return parts.iter().flat_map(|part| of(part).iter().copied()).collect();
-    }
-    let blocks = parts.iter().map(|part| of(part).len()).sum::<usize>() / layout.channels.max(1);
+/// What is known of the blocks of weights, `channels × blocks`.
+fn by_channel<T: Copy + Default>(
+    layout: &Layout,
+    parts: &[Part],
+    of: impl Fn(&Grids) -> &[T; LANES],
+) -> Vec<T> {
+    let of_part = parts.first().map_or(0, |part| part.blocks);
+    let blocks = if layout.in_rows() { of_part } else { parts.iter().map(|part| part.blocks).sum() };
     let mut all = vec![T::default(); layout.channels * blocks];
-    let mut first = 0;
-    for part in parts {
-        let own = of(part).len() / layout.channels.max(1);
-        for (channel, values) in of(part).chunks(own.max(1)).enumerate() {
-            for (place, value) in all[channel * blocks + first..].iter_mut().zip(values) {
-                *place = *value;
+    for (number, part) in parts.iter().enumerate() {
+        let (channel, block) = if layout.in_rows() { (number * GROUP, 0) } else { (0, number * of_part) };
+        let strips = part.grids.chunks(part.blocks.max(1)).zip((channel..).step_by(LANES));
+        for (grids, first) in strips {
+            let lanes = LANES.min(layout.channels - first);
+            for (b, grid) in grids.iter().enumerate() {
+                for (lane, value) in of(grid)[..lanes].iter().enumerate() {
+                    all[(first + lane) * blocks + block + b] = *value;
+                }
             }
         }
-        first += own;
     }
     all
 }
