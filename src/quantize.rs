@@ -210,7 +210,10 @@ fn coded(
     for id in 0..graph.nodes().len() {
         if !emitted.weights.contains_key(&id) && low_bit::verdict(graph, id, exclude) == Some(Ok(())) {
             let correction = plan.correction(id);
-            taken.insert(id, low_bit::take(&mut emitted.writer, graph, id, format, correction)?);
+            taken.insert(
+                id,
+                low_bit::coded(graph, id, format, correction)?.write(&mut emitted.writer, graph, id),
+            );
         }
     }
     Ok(taken)

@@ -14,7 +14,7 @@ pub(crate) mod write;
 
 pub use codecs::{CODECS, Codec};
 pub use pass::{ONNX_RUNTIME, Runtime, Settings, quantize_weights};
-pub(crate) use pass::{Taken, take, verdict, with_contrib};
+pub(crate) use pass::{Taken, coded, verdict, with_contrib};
 
 /// How weights are coded.
 #[derive(Debug, Clone, Copy)]

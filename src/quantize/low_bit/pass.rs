@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use rayon::prelude::*;
+
 use super::encode::{BlockCodes, Encoded, Form};
 use super::{Format, write};
 use crate::correct::inputs::{LayerInputs, Moments};
@@ -50,6 +52,9 @@ pub struct Settings {
     pub exclude: HashSet<String>,
 }
 
+/// Products whose weights are coded at a time: what one thread does for one goes on beside what many do for another.
+const TOGETHER: usize = 2;
+
 /// Codes the weights of a folded model.
 ///
 /// # Errors
@@ -65,25 +70,31 @@ pub fn quantize_weights(
     }
     let graph = Graph::new(model.graph());
     let mut writer = Writer::new(&graph);
-    let (mut layers, mut effects, mut read) = (Vec::new(), Vec::new(), foldhash::HashSet::default());
+    let (mut layers, mut effects, mut products) = (Vec::new(), Vec::new(), Vec::new());
     for id in 0..graph.nodes().len() {
         let Some(verdict) = verdict(&graph, id, &settings.exclude) else { continue };
         let verdict = verdict.and_then(|()| settings.runtime.takes(&graph, id));
         let record = LayerRecord::unquantized(&graph, id, verdict.clone().err().unwrap_or_default());
-        let record = match verdict {
-            Ok(()) => {
-                let moments = inputs.and_then(|inputs| inputs.of(&graph.node(id).output[0]));
-                let correction = moments.map(|moments| (moments, settings.corrections));
-                let format = settings.runtime.fitted(settings.format, depth(&graph, id)?);
-                read.insert(graph.node(id).input[1].as_str());
-                let taken = take(&mut writer, &graph, id, format, correction)?;
-                effects.extend(taken.effect);
-                taken.marked(record)
-            }
-            Err(_) => record,
-        };
-        layers.push((id, record));
+        match verdict {
+            Ok(()) => products.push((id, record)),
+            Err(_) => layers.push((id, record)),
+        }
     }
+    let code = |(id, _): &(NodeId, LayerRecord)| {
+        let moments = inputs.and_then(|inputs| inputs.of(&graph.node(*id).output[0]));
+        let correction = moments.map(|moments| (moments, settings.corrections));
+        let format = settings.runtime.fitted(settings.format, depth(&graph, *id)?);
+        coded(&graph, *id, format, correction)
+    };
+    for few in products.chunks(TOGETHER) {
+        let all: Vec<_> = few.par_iter().map(code).collect();
+        for ((id, record), coded) in few.iter().zip(all) {
+            let taken = coded?.write(&mut writer, &graph, *id);
+            layers.push((*id, taken.marked(record.clone())));
+            effects.extend(taken.effect);
+        }
+    }
+    let read = products.iter().map(|(id, _)| graph.node(*id).input[1].as_str()).collect();
     graph.check_weights(&read)?;
     let Writer { mut patch, mut names, .. } = writer;
     if settings.runtime.embeddings {
@@ -163,36 +174,92 @@ impl Taken {
     }
 }
 
-/// Writes the weights of node `id` as codes; all else of it stays as it is.
+/// The weights of a product as codes.
+pub(crate) struct Coded {
+    content: Content,
+    /// Its bias, where that was corrected with them.
+    bias: Option<Vec<f32>>,
+    effect: Option<Effect>,
+}
+
+enum Content {
+    Blocks(Encoded<BlockCodes>),
+    /// To be decoded, by the operator that knows this type if there is one.
+    Levels(Encoded, Option<DataType>),
+}
+
+/// Codes the weights of node `id`.
 ///
 /// # Errors
 /// [`crate::Error::Tensor`] when they are not finite.
-pub(crate) fn take(
-    writer: &mut Writer,
+pub(crate) fn coded(
     graph: &Graph,
     id: NodeId,
     format: Format,
     correction: Option<(&Moments, Corrections)>,
-) -> Result<Taken> {
+) -> Result<Coded> {
     let node = graph.node(id);
     let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
     let (values, dims) = (Parts::of(weight)?, shape(weight)?);
     let data_type = format.codec.data_type.filter(|_| format.standard);
     let block = format.block.filter(|_| dims.len() == 2 && is_plain_product(node));
     let form = Form::new((&dims, axis), format.codec, block);
-    if data_type.is_none() && form.fits_kernel() {
-        let (encoded, effect) = if correction.is_none() {
-            (checked(Encoded::in_blocks(&values, form), weight)?, None)
-        } else {
-            let (encoded, effect) = with_levels(writer, graph, id, (&values, form), correction)?;
-            (encoded.into_blocks(), effect)
-        };
-        write_product(writer, (id, node), &encoded);
-        return Ok(Taken::of(&encoded, effect));
+    let for_kernel = data_type.is_none() && form.fits_kernel();
+    if for_kernel && correction.is_none() {
+        let encoded = checked(Encoded::in_blocks(&values, form), weight)?;
+        return Ok(Coded { content: Content::Blocks(encoded), bias: None, effect: None });
     }
-    let (encoded, effect) = with_levels(writer, graph, id, (&values, form), correction)?;
-    write_weights(writer, node, &encoded, data_type);
-    Ok(Taken::of(&encoded, effect))
+    let mut encoded = checked(Encoded::new(&values, form), weight)?;
+    let (mut own_bias, mut effect) = (None, None);
+    if let Some((moments, what)) = correction {
+        own_bias = bias(graph, id)?;
+        effect = corrected(&mut encoded, &values.all(), (moments, what), own_bias.as_deref_mut());
+        own_bias = own_bias.filter(|_| what.bias && effect.is_some());
+    }
+    let content = match for_kernel {
+        true => Content::Blocks(encoded.into_blocks()),
+        false => Content::Levels(encoded, data_type),
+    };
+    Ok(Coded { content, bias: own_bias, effect })
+}
+
+/// Corrects the levels of these weights, and a bias with them.
+fn corrected(
+    encoded: &mut Encoded,
+    exact: &[f32],
+    (moments, what): (&Moments, Corrections),
+    bias: Option<&mut [f32]>,
+) -> Option<Effect> {
+    let mut integers = encoded.levels().to_vec();
+    let Form { codec, dims, axis, .. } = &encoded.form;
+    let grid = Grid::Levels(encoded, codec.sorted());
+    let weights = Weights { exact, dims, axis: *axis, grid, factors: None };
+    let effect = weights.correct(moments, what, &mut integers, bias);
+    encoded.set_levels(integers);
+    effect
+}
+
+impl Coded {
+    /// Writes them in the place of the weights of node `id`; all else of it stays as it is.
+    pub fn write(self, writer: &mut Writer, graph: &Graph, id: NodeId) -> Taken {
+        let node = graph.node(id);
+        if let Some(bias) = self.bias {
+            let name = writer.name(&format!("{}_corrected", node.input[2]));
+            writer.patch.initializer(tensor(&name, &[bias.len()], &bias));
+            let operator = writer.patch.place(id, node).iter_mut().find(|n| n.op_type == node.op_type);
+            operator.into_iter().for_each(|operator| operator.input[2].clone_from(&name));
+        }
+        match self.content {
+            Content::Blocks(encoded) => {
+                write_product(writer, (id, node), &encoded);
+                Taken::of(&encoded, self.effect)
+            }
+            Content::Levels(encoded, data_type) => {
+                write_weights(writer, node, &encoded, data_type);
+                Taken::of(&encoded, self.effect)
+            }
+        }
+    }
 }
 
 /// Itself, unless a value of `tensor`, which it is of, is not finite.
@@ -201,38 +268,6 @@ fn checked<V>(encoded: Encoded<V>, tensor: &TensorProto) -> Result<Encoded<V>> {
         finite(tensor)?;
     }
     Ok(encoded)
-}
-
-/// The levels of the weights of node `id`, corrected; a bias is corrected with them, and written.
-fn with_levels(
-    writer: &mut Writer,
-    graph: &Graph,
-    id: NodeId,
-    (values, form): (&Parts, Form),
-    correction: Option<(&Moments, Corrections)>,
-) -> Result<(Encoded, Option<Effect>)> {
-    let node = graph.node(id);
-    let mut encoded = checked(Encoded::new(values, form), weight_of(graph, id)?)?;
-    let Some((moments, what)) = correction else { return Ok((encoded, None)) };
-    let exact = values.all();
-    let mut integers = encoded.levels().to_vec();
-    let mut own_bias = bias(graph, id)?;
-    let Form { codec, dims, axis, .. } = &encoded.form;
-    let grid = Grid::Levels(&encoded, codec.sorted());
-    let effect = Weights { exact: &exact, dims, axis: *axis, grid, factors: None }.correct(
-        moments,
-        what,
-        &mut integers,
-        own_bias.as_deref_mut(),
-    );
-    encoded.set_levels(integers);
-    if let Some(bias) = own_bias.filter(|_| what.bias && effect.is_some()) {
-        let name = writer.name(&format!("{}_corrected", node.input[2]));
-        writer.patch.initializer(tensor(&name, &[bias.len()], &bias));
-        let operator = writer.patch.place(id, node).iter_mut().find(|n| n.op_type == node.op_type);
-        operator.into_iter().for_each(|operator| operator.input[2].clone_from(&name));
-    }
-    Ok((encoded, effect))
 }
 
 /// Has the kernel that multiplies by blocks take the place of the product.
