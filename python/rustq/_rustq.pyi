@@ -236,6 +236,7 @@ def ncnn_read(
     param: str, bin: bytes | None
 ) -> list[tuple[str, str, list[str], list[str], bool, int | None]]: ...
 def trim_memory() -> None: ...
+
 @final
 class KernelParams:
     def __new__(

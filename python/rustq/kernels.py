@@ -456,4 +456,6 @@ def _each(scale: ArrayLike, zero_point: ArrayLike, dtype: str) -> tuple[Array, A
 @lru_cache(maxsize=256, typed=True)
 def _for_all(scale: ArrayLike, zero_point: ArrayLike, dtype: str) -> _rustq.KernelParams:
     """The parameters of elements that share one pair of numbers."""
-    return _rustq.KernelParams(*_each(scale, zero_point, dtype), _LIMITS[dtype], _place((), None, 0))
+    return _rustq.KernelParams(
+        *_each(scale, zero_point, dtype), _LIMITS[dtype], _place((), None, 0)
+    )
