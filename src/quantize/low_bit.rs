@@ -2,12 +2,16 @@
 //!
 //! 1. [`codecs`]: the number formats, as a table of what each code stands for.
 //! 2. [`ruler`]: the scale of some weights, and their levels.
-//! 3. [`encode`]: those of each channel or block of a tensor, and the codes.
-//! 4. [`mod@write`]: codes in a graph, and what decodes them.
-//! 5. [`pass`]: the weights of every product, activations left float.
+//! 3. [`layout`]: where the weights of each channel are.
+//! 4. [`encode`]: the levels of each channel or block of a tensor, and the codes.
+//! 5. [`blocks`]: the codes as one kernel reads them.
+//! 6. [`mod@write`]: codes in a graph, and what decodes them.
+//! 7. [`pass`]: the weights of every product, activations left float.
 
+mod blocks;
 pub(crate) mod codecs;
 pub(crate) mod encode;
+mod layout;
 mod pass;
 mod ruler;
 pub(crate) mod write;

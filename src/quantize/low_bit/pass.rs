@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use rayon::prelude::*;
 
-use super::encode::{BlockCodes, Encoded, Form};
+use super::blocks::BlockCodes;
+use super::encode::{Encoded, Form};
 use super::{Format, write};
 use crate::correct::inputs::{LayerInputs, Moments};
 use crate::correct::layer::{Effect, Grid, Weights};

@@ -6,7 +6,8 @@
 //! | `DequantizeLinear` | the operator itself, of opset 21 where a code has four bits | formats with an ONNX type; what other tools know |
 //! | `MatMulNBits` | ONNX Runtime's kernel, while it multiplies | products by blocks of four-bit codes |
 
-use super::encode::{BlockCodes, Encoded};
+use super::blocks::BlockCodes;
+use super::encode::Encoded;
 use crate::graph::NodeExt;
 use crate::onnx::NodeProto;
 use crate::patch::{cast_to, int_attribute, node};
