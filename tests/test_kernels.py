@@ -273,6 +273,17 @@ def test_unfit_out(kind: str) -> None:
         kernels.quantize(x, 0.1, out=np.empty((4, 4), np.uint8))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_out_of_another_float_or_none(dtype: str) -> None:
+    q = np.zeros((4, 4), np.int8)
+    for out in ([0.0] * 16, np.empty((4, 4), np.uint16), np.empty((4, 4), np.float64)):
+        with pytest.raises(ValueError, match="out must be"):
+            kernels.dequantize(q, 0.1, dtype=dtype, out=out)  # type: ignore[arg-type]
+    other = {"float32": np.float16, "float16": np.float32}[dtype]
+    with pytest.raises(ValueError, match="out must be"):
+        kernels.dequantize(q, 0.1, dtype=dtype, out=np.empty((4, 4), other))
+
+
 def test_out_that_is_the_input() -> None:
     x = normal(4, 4)
     with pytest.raises(ValueError, match="share memory"):
