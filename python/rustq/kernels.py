@@ -354,7 +354,7 @@ def _bits_for(out: Any, dtype: str) -> Any:
     if dtype == "float32":
         return out
     fits = isinstance(out, np.ndarray) and out.dtype == _dtype(dtype)
-    return (dtype, out.view(np.uint16)) if fits else None
+    return _bits(out) if fits else None
 
 
 def _empty(source: Array, dtype: str) -> Array:

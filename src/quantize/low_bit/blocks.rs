@@ -4,7 +4,6 @@ use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::encode::{Encoded, Form};
-use super::layout::GROUP;
 use super::ruler::LANES;
 use crate::tensor::{Memory, Parts};
 
@@ -33,9 +32,10 @@ impl Form {
         let row = (self.blocks() * self.block / 2).max(1);
         let mut rows: Vec<_> = codes.chunks_mut(row).collect();
         if self.layout.in_rows() {
+            let channels = self.size() / self.layout.depth();
             let mut parts = Vec::new();
             while !rows.is_empty() {
-                let others = rows.split_off(GROUP.min(rows.len()));
+                let others = rows.split_off(channels.min(rows.len()));
                 parts.push(std::mem::replace(&mut rows, others));
             }
             return parts;
@@ -135,10 +135,7 @@ fn transposed(rows: &[[u8; LANES]; LANES]) -> [[u8; LANES]; LANES] {
 mod tests {
     use super::*;
     use crate::quantize::low_bit::Codec;
-
-    fn weights(count: usize) -> Vec<f32> {
-        (0..count).map(|i| ((i * 7919 + 13) % 1009) as f32 / 300.0 - 1.5).collect()
-    }
+    use crate::quantize::low_bit::encode::tests::weights;
 
     #[test]
     fn codes_are_those_of_the_levels() {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::codecs::{Codec, Fit};
-use super::layout::{GROUP, Layout};
+use super::layout::Layout;
 use super::ruler::{Grids, LANES, Ruler};
 use crate::kernels;
 use crate::quantize::weights;
@@ -82,17 +82,40 @@ impl Form {
             let layout = self.layout.of_part(weights.len());
             // Nobody else asks for the lock of this part.
             let mut target = targets[start / size].lock().unwrap_or_else(PoisonError::into_inner);
-            Part::new(&ruler, &layout, (weights, self.block), |strip| put(&mut target, &layout, strip))
+            let put = |strip: &Strip| put(&mut target, &layout, strip);
+            (self.layout.at(start), Part::new(&ruler, &layout, (weights, self.block), put))
         });
-        let zero = || by_channel(&self.layout, &parts, |grid| &grid.zero);
+        let zero = || self.by_channel(&parts, |grid| &grid.zero);
         Encoded {
-            scale: by_channel(&self.layout, &parts, |grid| &grid.scale),
+            scale: self.by_channel(&parts, |grid| &grid.scale),
             zero: if self.codec.has_zero_point() { zero() } else { Vec::new() },
-            power: parts.iter().map(|part| part.power).sum(),
-            noise: parts.iter().map(Part::noise).sum(),
+            power: parts.iter().map(|(_, part)| part.power).sum(),
+            noise: parts.iter().map(|(_, part)| part.noise()).sum(),
             form: self,
             values: (),
         }
+    }
+
+    /// What is known of the blocks, `channels × blocks`, given the channel and the input that each part begins with.
+    fn by_channel<T: Copy + Default>(
+        &self,
+        parts: &[((usize, usize), Part)],
+        of: impl Fn(&Grids) -> &[T; LANES],
+    ) -> Vec<T> {
+        let (channels, blocks) = (self.layout.channels, self.blocks());
+        let mut all = vec![T::default(); channels * blocks];
+        for ((channel, input), part) in parts {
+            let strips = part.grids.chunks(part.blocks.max(1)).zip((*channel..).step_by(LANES));
+            for (grids, first) in strips {
+                let lanes = LANES.min(channels - first);
+                for (grid, block) in grids.iter().zip(input / self.block..) {
+                    for (lane, value) in of(grid)[..lanes].iter().enumerate() {
+                        all[(first + lane) * blocks + block] = *value;
+                    }
+                }
+            }
+        }
+        all
     }
 }
 
@@ -223,36 +246,12 @@ impl Encoded {
     }
 }
 
-/// What is known of the blocks of weights, `channels × blocks`.
-fn by_channel<T: Copy + Default>(
-    layout: &Layout,
-    parts: &[Part],
-    of: impl Fn(&Grids) -> &[T; LANES],
-) -> Vec<T> {
-    let of_part = parts.first().map_or(0, |part| part.blocks);
-    let blocks = if layout.in_rows() { of_part } else { parts.iter().map(|part| part.blocks).sum() };
-    let mut all = vec![T::default(); layout.channels * blocks];
-    for (number, part) in parts.iter().enumerate() {
-        let (channel, block) = if layout.in_rows() { (number * GROUP, 0) } else { (0, number * of_part) };
-        let strips = part.grids.chunks(part.blocks.max(1)).zip((channel..).step_by(LANES));
-        for (grids, first) in strips {
-            let lanes = LANES.min(layout.channels - first);
-            for (b, grid) in grids.iter().enumerate() {
-                for (lane, value) in of(grid)[..lanes].iter().enumerate() {
-                    all[(first + lane) * blocks + block + b] = *value;
-                }
-            }
-        }
-    }
-    all
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::quantize::low_bit::CODECS;
 
-    fn weights(count: usize) -> Vec<f32> {
+    pub fn weights(count: usize) -> Vec<f32> {
         (0..count).map(|i| ((i * 7919 + 13) % 1009) as f32 / 300.0 - 1.5).collect()
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::ruler::LANES;
 
 /// Channels that are read together where each lies in memory as a whole.
-pub(super) const GROUP: usize = 32;
+const GROUP: usize = 32;
 
 /// Values that are read at a time.
 const PART: usize = 1 << 15;
