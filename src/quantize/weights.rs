@@ -6,7 +6,6 @@
 //! (Jacob et al. 2018, equation 11).
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use multiversion::multiversion;
@@ -711,13 +710,9 @@ impl Channels {
     fn quantize(&self, values: &Parts, scale: &[f32]) -> (Bytes, f64) {
         let mut integers = Memory::zeroed(values.count());
         let part = self.part();
-        let targets: Vec<_> = integers.as_mut().chunks_mut(part).map(Mutex::new).collect();
-        let noise = values.map(part, |start, rows| {
-            // Nobody else asks for the lock of this part.
-            let mut target = targets[start / part].lock().unwrap_or_else(PoisonError::into_inner);
-            self.quantize_rows(rows, &scale[self.first(start)..], bytemuck::cast_slice_mut(*target))
+        let noise = values.map_to(part, integers.as_mut().chunks_mut(part), |start, rows, target| {
+            self.quantize_rows(rows, &scale[self.first(start)..], bytemuck::cast_slice_mut(target))
         });
-        drop(targets);
         (integers.into(), noise.into_iter().sum())
     }
 

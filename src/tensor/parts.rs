@@ -1,7 +1,9 @@
 //! The values of a constant as float32, a part at a time, so that large ones need not be in memory as a whole.
 
 use std::borrow::Cow;
+use std::iter;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -80,12 +82,30 @@ impl<'t> Parts<'t> {
 
     /// What `of` says about each part of `size` values, the last one being shorter, in order.
     pub fn map<T: Send>(&self, size: usize, of: impl Fn(usize, &[f32]) -> T + Sync) -> Vec<T> {
-        let starts = (0..self.length).into_par_iter().step_by(size.max(1));
-        let parts = starts.map_init(Vec::new, |buffer, start| {
+        self.map_to(size, iter::repeat(()), |start, part, ()| of(start, part))
+    }
+
+    /// The same, given a target for each part, which is not made before the turn of that part comes.
+    pub fn map_to<T: Send, S: Send>(
+        &self,
+        size: usize,
+        targets: impl Iterator<Item = S> + Send,
+        of: impl Fn(usize, &[f32], S) -> T + Sync,
+    ) -> Vec<T> {
+        let starts = (0..self.length).step_by(size.max(1)).zip(targets);
+        // As many as are used at a time: new memory costs as much as reading into it.
+        let buffers = Mutex::new(Vec::new());
+        let free = || buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let parts = starts.par_bridge().map(|(start, target)| {
             let range = start..self.length.min(start + size);
-            of(start, &self.read(range, buffer))
+            let mut buffer = free().pop().unwrap_or_default();
+            let said = of(start, &self.read(range, &mut buffer), target);
+            free().push(buffer);
+            (start, said)
         });
-        parts.collect()
+        let mut parts: Vec<_> = parts.collect();
+        parts.sort_unstable_by_key(|(start, _)| *start);
+        parts.into_iter().map(|(_, said)| said).collect()
     }
 
     /// The values of these indices, by way of the buffer if they are those of a mapped file.

@@ -1,5 +1,7 @@
 //! Codes in the order of the kernel that multiplies by blocks, written while their levels are found.
 
+use std::iter;
+
 use bytes::Bytes;
 use rayon::prelude::*;
 
@@ -28,21 +30,22 @@ impl Form {
     }
 
     /// What each part has of the codes of its channels.
-    fn rows_of_parts<'c>(&self, codes: &'c mut [u8]) -> Vec<Vec<&'c mut [u8]>> {
+    fn rows_of_parts<'c>(
+        &self,
+        codes: &'c mut [u8],
+    ) -> Box<dyn Iterator<Item = Vec<&'c mut [u8]>> + Send + 'c> {
         let row = (self.blocks() * self.block / 2).max(1);
-        let mut rows: Vec<_> = codes.chunks_mut(row).collect();
         if self.layout.in_rows() {
             let channels = self.size() / self.layout.depth();
-            let mut parts = Vec::new();
-            while !rows.is_empty() {
-                let others = rows.split_off(channels.min(rows.len()));
-                parts.push(std::mem::replace(&mut rows, others));
-            }
-            return parts;
+            return Box::new(
+                codes.chunks_mut(channels * row).map(move |part| part.chunks_mut(row).collect()),
+            );
         }
         let of_part = self.size() / self.layout.width() / 2;
-        let piece = |row: &mut &'c mut [u8]| row.split_off_mut(..of_part.min(row.len())).unwrap_or_default();
-        (0..row.div_ceil(of_part)).map(|_| rows.iter_mut().map(piece).collect()).collect()
+        let piece =
+            move |row: &mut &'c mut [u8]| row.split_off_mut(..of_part.min(row.len())).unwrap_or_default();
+        let mut rows: Vec<_> = codes.chunks_mut(row).collect();
+        Box::new(iter::repeat_with(move || rows.iter_mut().map(piece).collect()))
     }
 }
 

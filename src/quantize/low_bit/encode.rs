@@ -1,7 +1,6 @@
 //! Weights as levels: which of them share a scale, and where what was found for each belongs.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use rayon::prelude::*;
@@ -72,16 +71,12 @@ impl Form {
     pub(super) fn measure<T: Send>(
         self,
         values: &Parts,
-        targets: Vec<T>,
+        targets: impl Iterator<Item = T> + Send,
         put: impl Fn(&mut T, &Layout, &Strip) + Sync,
     ) -> Encoded<()> {
         let ruler = Ruler::new(self.codec);
-        let targets: Vec<_> = targets.into_iter().map(Mutex::new).collect();
-        let size = self.size();
-        let parts = values.map(size, |start, weights| {
+        let parts = values.map_to(self.size(), targets, |start, weights, mut target| {
             let layout = self.layout.of_part(weights.len());
-            // Nobody else asks for the lock of this part.
-            let mut target = targets[start / size].lock().unwrap_or_else(PoisonError::into_inner);
             let put = |strip: &Strip| put(&mut target, &layout, strip);
             (self.layout.at(start), Part::new(&ruler, &layout, (weights, self.block), put))
         });
@@ -90,7 +85,7 @@ impl Form {
             scale: self.by_channel(&parts, |grid| &grid.scale),
             zero: if self.codec.has_zero_point() { zero() } else { Vec::new() },
             power: parts.iter().map(|(_, part)| part.power).sum(),
-            noise: parts.iter().map(|(_, part)| part.noise()).sum(),
+            noise: parts.iter().map(|(_, part)| part.noise).sum(),
             form: self,
             values: (),
         }
@@ -146,6 +141,8 @@ struct Part {
     /// Those of the channels of a strip after the other.
     grids: Vec<Grids>,
     power: f64,
+    /// Lanes without a channel have none.
+    noise: f64,
 }
 
 impl Part {
@@ -160,20 +157,21 @@ impl Part {
         let power = kernels::sum_of_squares(weights);
         let mut strip = vec![[0.0; LANES]; layout.depth()];
         let mut levels = vec![[0; LANES]; layout.depth()];
-        let mut grids = Vec::new();
+        let blocks = layout.depth().div_ceil(block);
+        let mut grids = Vec::with_capacity(layout.strips().len() * blocks);
+        let mut noise = 0.0;
         for channels in layout.strips() {
             layout.take(weights, &channels, &mut strip);
             let pairs = strip.chunks(block).zip(levels.chunks_mut(block));
             let known = grids.len();
-            grids.extend(pairs.map(|(weights, levels)| ruler.measure(weights, levels)));
+            for (weights, levels) in pairs {
+                let (grid, errors) = ruler.measure(weights, levels);
+                grids.push(grid);
+                noise += errors.iter().sum::<f64>();
+            }
             put(&Strip { channels, levels: &levels, grids: &grids[known..] });
         }
-        Self { blocks: layout.depth().div_ceil(block), grids, power }
-    }
-
-    /// Lanes without a channel have none.
-    fn noise(&self) -> f64 {
-        self.grids.iter().map(|grid| grid.noise.iter().sum::<f64>()).sum()
+        Self { blocks, grids, power, noise }
     }
 }
 
@@ -186,7 +184,7 @@ impl Encoded {
             return Self { form, values: Levels(rows.values), scale, zero: Vec::new(), power, noise };
         }
         let mut levels = Memory::passing(values.count());
-        let targets = levels.as_mut().chunks_mut(form.size()).collect();
+        let targets = levels.as_mut().chunks_mut(form.size());
         let encoded = form.measure(values, targets, |target: &mut &mut [u8], layout, strip| {
             layout.put(strip.levels, &strip.channels, bytemuck::cast_slice_mut(target));
         });

@@ -73,7 +73,7 @@ impl Layout {
     }
 
     /// The channels, as many at a time as a strip has.
-    pub fn strips(&self) -> impl Iterator<Item = Range<usize>> {
+    pub fn strips(&self) -> impl ExactSizeIterator<Item = Range<usize>> {
         let channels = self.channels;
         (0..channels).step_by(LANES).map(move |first| first..channels.min(first + LANES))
     }

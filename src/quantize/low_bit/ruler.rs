@@ -35,9 +35,10 @@ const ADDED: usize = 256;
 pub(super) struct Grids {
     pub scale: [f32; LANES],
     pub zero: [i8; LANES],
-    /// Sum of the squared errors.
-    pub noise: [f64; LANES],
 }
+
+/// Sums of the squared errors, for each lane.
+pub(super) type Noise = [f64; LANES];
 
 /// The levels of a format in order, and what lies half-way between them.
 pub(super) struct Ruler {
@@ -59,7 +60,7 @@ impl Ruler {
     }
 
     /// Finds the scales of some weights, and their levels less the zero points.
-    pub fn measure(&self, weights: &[[f32; LANES]], levels: &mut [[i8; LANES]]) -> Grids {
+    pub fn measure(&self, weights: &[[f32; LANES]], levels: &mut [[i8; LANES]]) -> (Grids, Noise) {
         match self.codec.fit {
             Fit::Symmetric | Fit::Asymmetric if weights.len() < FEW => {
                 measure_steps::<1>((self.steps(), 0), weights, levels)
@@ -85,15 +86,15 @@ impl Ruler {
         weights: &[[f32; LANES]],
         levels: &mut [[i8; LANES]],
         scale: impl Fn(&[f32]) -> f32,
-    ) -> Grids {
-        let mut found = Grids { scale: [1.0; LANES], zero: [0; LANES], noise: [0.0; LANES] };
+    ) -> (Grids, Noise) {
+        let mut found = (Grids { scale: [1.0; LANES], zero: [0; LANES] }, [0.0; LANES]);
         for lane in 0..LANES {
             let weights: Vec<f32> = weights.iter().map(|weights| weights[lane]).collect();
             let scale = scale(&weights);
             for (level, &w) in levels.iter_mut().zip(&weights) {
                 level[lane] = self.nearest(w, scale);
             }
-            (found.scale[lane], found.noise[lane]) = (scale, self.error(&weights, scale));
+            (found.0.scale[lane], found.1[lane]) = (scale, self.error(&weights, scale));
         }
         found
     }
@@ -165,7 +166,13 @@ impl Steps {
                 scale[lane] = larger(larger(-min[lane], max[lane]) / self.highest, f32::MIN_POSITIVE);
             }
         }
-        let (lowest, highest) = (zero.map(|zero| self.lowest - zero), zero.map(|zero| self.highest - zero));
+        let (mut lowest, mut highest) = ([self.lowest; LANES], [self.highest; LANES]);
+        for lane in 0..LANES {
+            lowest[lane] -= zero[lane];
+        }
+        for lane in 0..LANES {
+            highest[lane] -= zero[lane];
+        }
         Whole { scale, zero, lowest, highest }
     }
 }
@@ -201,7 +208,12 @@ fn extent(weights: &[[f32; LANES]]) -> ([f32; LANES], [f32; LANES]) {
 /// Sums of the squared errors on two scales, in units of the square of the widest one.
 #[inline(always)]
 fn errors(whole: &Whole, weights: &[[f32; LANES]], scales: &[[f32; LANES]; 2]) -> [[f32; LANES]; 2] {
-    let reciprocals = scales.map(|scale| scale.map(|scale| 1.0 / scale));
+    let mut reciprocals = [[0.0; LANES]; 2];
+    for (reciprocal, scale) in reciprocals.iter_mut().zip(scales) {
+        for lane in 0..LANES {
+            reciprocal[lane] = 1.0 / scale[lane];
+        }
+    }
     let mut all = [[0.0; LANES]; 2];
     for weights in weights.chunks(ADDED) {
         let sums = squares(weights, &reciprocals, &whole.lowest, &whole.highest);
@@ -247,13 +259,14 @@ fn squares(
     [of_first, of_second]
 }
 
-/// The scale of the least squared error in each lane, and the levels.
+/// The scale of the least squared error in each lane, and the levels. Loops, where `map` would be shorter: what the standard
+/// library does with arrays is compiled for any processor, and called.
 #[multiversion(targets("x86_64+avx2+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn measure_steps<const STRIDE: usize>(
     (steps, beside): (Steps, usize),
     weights: &[[f32; LANES]],
     levels: &mut [[i8; LANES]],
-) -> Grids {
+) -> (Grids, Noise) {
     let whole = steps.whole(weights);
     let mut best = Best { step: [0.0; LANES], noise: [f32::INFINITY; LANES] };
     for step in (0..STEPS).step_by(2 * STRIDE) {
@@ -265,36 +278,51 @@ fn measure_steps<const STRIDE: usize>(
     }
     let found = best.step;
     for by in 1..=beside {
-        let steps = [-1.0, 1.0].map(|direction| {
-            found.map(|step| clamped(step + direction * by as f32, 0.0, (STEPS - 1) as f32))
-        });
+        let mut steps = [found; 2];
+        for (steps, by) in steps.iter_mut().zip([-(by as f32), by as f32]) {
+            for step in steps {
+                *step = clamped(*step + by, 0.0, (STEPS - 1) as f32);
+            }
+        }
         best.compare(&whole, weights, &steps);
     }
     let mut scale = whole.scale(&best.step);
     round(weights, &scale, &whole, levels);
-    let unit = whole.scale.map(|scale| f64::from(scale) * f64::from(scale));
-    let noise: [f64; LANES] = std::array::from_fn(|lane| f64::from(best.noise[lane]) * unit[lane]);
-    for (lane, scale) in scale.iter_mut().enumerate() {
-        if whole.scale[lane] == f32::MIN_POSITIVE && noise[lane] == 0.0 {
-            *scale = 1.0;
-        }
+    let (mut zero, mut noise) = ([0; LANES], [0.0; LANES]);
+    for (zero, whole) in zero.iter_mut().zip(&whole.zero) {
+        *zero = (whole + ROUNDER).to_bits() as i8;
     }
-    Grids { scale, zero: whole.zero.map(|zero| zero as i8), noise }
+    for (noise, (&least, &unit)) in noise.iter_mut().zip(best.noise.iter().zip(&whole.scale)) {
+        let unit = f64::from(unit);
+        *noise = f64::from(least) * (unit * unit);
+    }
+    for (scale, (&least, &whole)) in scale.iter_mut().zip(best.noise.iter().zip(&whole.scale)) {
+        let nothing = (whole == f32::MIN_POSITIVE) & (least == 0.0);
+        *scale = if nothing { 1.0 } else { *scale };
+    }
+    (Grids { scale, zero }, noise)
 }
+
+/// In one line of the cache: what was just stored across two is slow to load.
+#[repr(align(64))]
+struct Line([f32; LANES]);
 
 /// The integers nearest to weights in steps of a scale.
 #[multiversion(targets("x86_64+avx2+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn round(weights: &[[f32; LANES]], scale: &[f32; LANES], whole: &Whole, levels: &mut [[i8; LANES]]) {
-    let (reciprocal, lowest, highest) = (scale.map(|scale| 1.0 / scale), whole.lowest, whole.highest);
-    let mut wide = [0.0_f32; LANES];
+    let (mut reciprocal, lowest, highest) = ([0.0; LANES], whole.lowest, whole.highest);
+    for lane in 0..LANES {
+        reciprocal[lane] = 1.0 / scale[lane];
+    }
+    let mut wide = Line([0.0; LANES]);
     for (w, levels) in weights.iter().zip(levels) {
         for lane in 0..LANES {
-            wide[lane] = clamped(w[lane] * reciprocal[lane], lowest[lane], highest[lane]) + ROUNDER;
+            wide.0[lane] = clamped(w[lane] * reciprocal[lane], lowest[lane], highest[lane]) + ROUNDER;
         }
         // Rows lie far from each other, and the compiler would make vectors of them.
         std::hint::black_box(&mut wide);
-        for lane in 0..LANES {
-            levels[lane] = wide[lane].to_bits() as i8;
+        for (level, wide) in levels.iter_mut().zip(&wide.0) {
+            *level = wide.to_bits() as i8;
         }
     }
 }
@@ -380,7 +408,7 @@ mod tests {
             for count in [0, 1, 2, 16, 32, 128, ADDED, 5000] {
                 let weights = strip(count);
                 let mut levels = vec![[0; LANES]; count];
-                let found = ruler.measure(&weights, &mut levels);
+                let (found, noise) = ruler.measure(&weights, &mut levels);
                 for lane in 0..LANES {
                     let column: Vec<f32> = weights.iter().map(|w| w[lane]).collect();
                     let exact = column.iter().zip(&levels).map(|(&w, level)| {
@@ -390,9 +418,8 @@ mod tests {
                     // Scales are f32, and so are quotients.
                     let power: f64 = column.iter().map(|&w| f64::from(w).powi(2)).sum();
                     let close = |a: f64, b: f64| (a - b).abs() <= 1e-4 * b + 1e-12 * power;
-                    let place =
-                        format!("{} {count} {lane}: {exact} {} {least}", codec.name, found.noise[lane]);
-                    assert!(close(found.noise[lane], exact), "{place}");
+                    let place = format!("{} {count} {lane}: {exact} {} {least}", codec.name, noise[lane]);
+                    assert!(close(noise[lane], exact), "{place}");
                     // 0.1 dB.
                     assert!(exact <= 1.023 * least + 1e-12 * power, "{place}");
                     let ends = codec.sorted()[0] - found.zero[lane]..=codec.sorted()[15] - found.zero[lane];
@@ -406,14 +433,11 @@ mod tests {
     fn octaves_lie_where_they_fit() {
         let ruler = Ruler::new(Codec::named("log2").unwrap());
         let weights = strip(400);
-        let found = ruler.measure(&weights, &mut vec![[0; LANES]; 400]);
+        let (_, noise) = ruler.measure(&weights, &mut vec![[0; LANES]; 400]);
         for lane in 0..LANES {
             let column: Vec<f32> = weights.iter().map(|w| w[lane]).collect();
             let largest = column.iter().fold(0.0, |largest: f32, w| largest.max(w.abs()));
-            assert!(
-                found.noise[lane] <= ruler.error(&column, (largest / 64.0).max(f32::MIN_POSITIVE)),
-                "{lane}"
-            );
+            assert!(noise[lane] <= ruler.error(&column, (largest / 64.0).max(f32::MIN_POSITIVE)), "{lane}");
         }
     }
 }
