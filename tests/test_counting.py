@@ -7,6 +7,7 @@ import pytest
 import rustq
 from builders import Net
 from onnx import helper
+from rustq import counting
 
 EVERYTHING = rustq.QuantConfig(noise_price=0)
 
@@ -55,3 +56,16 @@ def test_an_unknown_size_leaves_the_share_open() -> None:
     report = rustq.quantize(net.model(y), [feed], config=EVERYTHING).report
     assert {layer.name: layer.macs for layer in report.layers}["up"] is None
     assert "multiply-accumulates" not in report.summary()
+
+
+def test_nothing_is_inferred_without_a_count_to_scale_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net()
+    x = net.op("MatMul", net.input("x", "N", 8, 32), net.weight(32, 32, fan_in=32), name="weights")
+    y = net.op("MatMul", x, net.op("Transpose", x, perm=[0, 2, 1]), name="products")
+    monkeypatch.delattr(counting, "_described")
+    for config in (None, rustq.QuantConfig(weights="int4")):
+        report = rustq.quantize(net.model(y), config=config).report
+        assert {layer.name: layer.macs for layer in report.layers} == {
+            "weights": None,
+            "products": 0,
+        }

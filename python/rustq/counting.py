@@ -33,23 +33,23 @@ def count(
 ) -> None:
     """Fills in the `macs` of the records without, where they can be known.
 
-    A product of two activations has no weights: 0.
-
     Args:
         model: the float model.
         layers: the records.
         sample: the shapes of the inputs in the first sample, if there is one.
     """
-    if all(layer["macs"] is not None or layer["op_type"] not in _RULES for layer in layers):
+    missing = [layer for layer in layers if layer["macs"] is None and layer["op_type"] in _RULES]
+    if not missing or not any(layer["macs"] for layer in layers):  # nothing to scale them by
         return
     counts = _counts(model, sample)
     known = [layer for layer in layers if layer["macs"] and counts.get(layer["name"])]
     nominal = sum(counts[layer["name"]] for layer in known)
-    scale = sum(layer["macs"] for layer in known) / nominal if nominal else None
-    for layer in layers:
-        nominal = counts.get(layer["name"], -1)
-        if layer["macs"] is None and (nominal == 0 or (nominal > 0 and scale)):
-            layer["macs"] = round(nominal * (scale or 0))
+    if not nominal:
+        return
+    scale = sum(layer["macs"] for layer in known) / nominal
+    for layer in missing:
+        if layer["name"] in counts:
+            layer["macs"] = round(counts[layer["name"]] * scale)
 
 
 def _counts(model: _rustq.Model, sample: Mapping[str, Sequence[int]]) -> dict[str, int]:

@@ -11,6 +11,7 @@ use crate::calibration::Calibration;
 use crate::correct;
 use crate::given::Given;
 use crate::graph::{Graph, NodeExt, NodeId};
+use crate::ops::PRODUCTS;
 use crate::qparams::{QuantParams, Scheme};
 
 /// What a user of the symmetric scheme should know about ONNX Runtime on x86.
@@ -28,7 +29,7 @@ pub struct LayerRecord {
     pub quantized: bool,
     /// Why not; empty when it does.
     pub reason: String,
-    /// Multiply-accumulates in one inference, where known.
+    /// Multiply-accumulates with weights in one inference, where known.
     pub macs: Option<f64>,
     /// Number format of its weights; empty if they are float, or there are none.
     pub weights: String,
@@ -46,12 +47,14 @@ impl LayerRecord {
     /// The record of a node that stays float, or of which no more is known than that it does not.
     pub(crate) fn unquantized(graph: &Graph, id: NodeId, reason: String) -> Self {
         let node = graph.node(id);
+        let constant = |value: &String| graph.initializer(value).is_some();
+        let has_weights = !PRODUCTS.contains(&node.op_type()) || node.input.iter().take(2).any(constant);
         Self {
             name: node.label().to_owned(),
             op_type: node.op_type().to_owned(),
             quantized: false,
             reason,
-            macs: None,
+            macs: (!has_weights).then_some(0.0),
             weights: String::new(),
             weight_sqnr_db: None,
             corrections: Vec::new(),
