@@ -92,18 +92,22 @@ impl<'t> Parts<'t> {
         targets: impl Iterator<Item = S> + Send,
         of: impl Fn(usize, &[f32], S) -> T + Sync,
     ) -> Vec<T> {
-        let starts = (0..self.length).step_by(size.max(1)).zip(targets);
         // As many as are used at a time: new memory costs as much as reading into it.
         let buffers = Mutex::new(Vec::new());
         let free = || buffers.lock().unwrap_or_else(PoisonError::into_inner);
-        let parts = starts.par_bridge().map(|(start, target)| {
+        let part = |(start, target)| {
             let range = start..self.length.min(start + size);
             let mut buffer = free().pop().unwrap_or_default();
             let said = of(start, &self.read(range, &mut buffer), target);
             free().push(buffer);
             (start, said)
-        });
-        let mut parts: Vec<_> = parts.collect();
+        };
+        let parts = (0..self.length).step_by(size.max(1)).zip(targets);
+        // One is not worth waking a thread.
+        let mut parts: Vec<_> = match self.length <= size {
+            true => parts.map(part).collect(),
+            false => parts.par_bridge().map(part).collect(),
+        };
         parts.sort_unstable_by_key(|(start, _)| *start);
         parts.into_iter().map(|(_, said)| said).collect()
     }
