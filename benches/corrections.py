@@ -7,9 +7,9 @@
 A setting is a calibration method with one correction, or with none, or what rustq does by itself.
 For each case: the output SQNR in dB. For each setting: mean and worst loss of score in points,
 share of the multiply-accumulates in int8, CPU seconds and memory of quantizing, which runs in a
-process of its own. The last table leaves one case out at a time: the setting that has the highest
-mean SQNR on the others is what it is given. Prints markdown on standard output, progress on
-standard error.
+process of its own. The last table leaves one case out at a time: of the settings that have as much
+in int8 as the default, the one that has the highest mean SQNR on the others is what it is given.
+Prints markdown on standard output, progress on standard error.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     for method in METHODS
     for name, correction in CORRECTIONS.items()
 } | {DEFAULT: {}}
+
+
+AS_MUCH = 0.98
+"""Of the default's mean share in int8, which a setting has to have to be compared with it: what has
+less is accurate by being slow."""
 
 
 @dataclass(frozen=True)
@@ -156,17 +162,22 @@ def left_out(figures: Sequence[Figures], cases: Sequence[str]) -> str:
     """A row for each case: the setting that the others choose, what it gives, and what rustq does
     by itself."""
     known = {(each.case, each.setting): each for each in figures}
-    settings = [s for s in SETTINGS if s != DEFAULT and all((c, s) in known for c in cases)]
+
+    def mean(what: str, setting: str, cases: Sequence[str] = cases) -> float:
+        return float(np.mean([getattr(known[case, setting], what) for case in cases]))
+
+    complete = [s for s in SETTINGS if all((case, s) in known for case in cases)]
+    if DEFAULT not in complete:
+        return ""
+    least = AS_MUCH * mean("share", DEFAULT)
+    settings = [s for s in complete if s != DEFAULT and mean("share", s) >= least]
     rows = []
     for case in cases:
         others = [other for other in cases if other != case]
-        if not settings or not others or (case, DEFAULT) not in known:
+        if not settings or not others:
             continue
-
-        def mean(setting: str, others: Sequence[str] = others) -> float:
-            return float(np.mean([known[other, setting].sqnr for other in others]))
-
-        chosen = known[case, max(settings, key=mean)]
+        on_others = partial(mean, "sqnr", cases=others)
+        chosen = known[case, max(settings, key=on_others)]
         best = max((known[case, setting] for setting in settings), key=lambda each: each.sqnr)
         own = known[case, DEFAULT]
         rows.append(

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import rustq
@@ -36,9 +37,10 @@ def settings() -> Iterator[rustq.QuantConfig]:
         FORMATS, ("float32", "int8"), ("nearest", "learned")
     ):
         yield rustq.QuantConfig(weights=weights, activations=activations, rounding=rounding)
-    yield rustq.QuantConfig(weights="int4", activations="float32", block_size=0)
-    yield rustq.QuantConfig(weights="int4", activations="float32", quant_format="qdq")
-    yield rustq.QuantConfig(activations="int16")
+    alone = rustq.QuantConfig(weights="int4", activations="float32", rounding="nearest")
+    yield replace(alone, block_size=0)
+    yield replace(alone, quant_format="qdq")
+    yield rustq.QuantConfig(activations="int16", rounding="nearest")
 
 
 def label(config: rustq.QuantConfig) -> tuple[str, str, str]:
@@ -46,7 +48,7 @@ def label(config: rustq.QuantConfig) -> tuple[str, str, str]:
     weights = config.weights
     weights += ", per channel" if config.block_size == 0 else ""
     weights += ", qdq" if config.quant_format == "qdq" else ""
-    return weights, config.activations.removesuffix("32"), config.rounding
+    return weights, config.activations.removesuffix("32"), str(config.rounding)
 
 
 def measure(case: zoo.Case, seconds: float, folder: Path) -> list[tuple[str, ...]]:
