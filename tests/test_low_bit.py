@@ -206,6 +206,16 @@ def test_learned_rounding_beats_the_nearest_level(name: str) -> None:
         assert noise[1] > noise[0] + 2, (activations, noise)
 
 
+@pytest.mark.parametrize("activations", ["int8", "float32"])
+def test_biases_take_up_no_errors_of_binary_weights_unasked(activations: str) -> None:
+    model, data = demo.model_path(), demo.calibration()
+    settings = {"weights": "binary", "activations": activations}
+    left, kept, corrected = (
+        quantized(model, data, bias_correction=asked, **settings) for asked in (None, False, True)
+    )
+    assert left == kept != corrected
+
+
 def test_four_bits_keep_the_digits() -> None:
     model = demo.model_path()
     for name in ("int4", "uint4"):

@@ -292,6 +292,9 @@ class Task:
         scheme = runtime.scheme(scheme)
         runtime.check_weights(config.weights)
         _check(config, runtime)
+        if config.weights == "binary" and config.bias_correction is None:
+            # The mean error of such weights is that for float inputs, which theirs are far from.
+            config = replace(config, bias_correction=False)
         model, data = _exported(model, data)
         source = core_of(model)
         # Where nothing is run, weights are checked when they are quantized: large ones are read

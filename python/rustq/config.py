@@ -88,7 +88,7 @@ class QuantConfig:
         bias_correction: let the biases take up the mean error that rounding the weights puts into
             the results of a layer, on inputs from up to 16 of the samples. `None` does so with
             `activations="float32"`, and with `method="auto"` if the outputs on some of the samples
-            then are closer to the float model's.
+            then are closer to the float model's; not for binary weights.
         equalize: bring channels of very different size to one scale, and make up
             for it in the weights around them (cross-layer equalization; for transformers known as
             SmoothQuant), where that leaves less noise. `None` does so with `method="auto"` if the
