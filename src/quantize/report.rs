@@ -48,13 +48,13 @@ impl LayerRecord {
     pub(crate) fn unquantized(graph: &Graph, id: NodeId, reason: String) -> Self {
         let node = graph.node(id);
         let constant = |value: &String| graph.initializer(value).is_some();
-        let has_weights = !PRODUCTS.contains(&node.op_type()) || node.input.iter().take(2).any(constant);
+        let of_activations = PRODUCTS.contains(&node.op_type()) && !node.input.iter().take(2).any(constant);
         Self {
             name: node.label().to_owned(),
             op_type: node.op_type().to_owned(),
             quantized: false,
             reason,
-            macs: (!has_weights).then_some(0.0),
+            macs: of_activations.then_some(0.0),
             weights: String::new(),
             weight_sqnr_db: None,
             corrections: Vec::new(),
