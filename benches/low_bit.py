@@ -1,6 +1,6 @@
 """Size, score and speed of weights below 8 bits.
 
-    python benches/low_bit.py                              # mnist_cnn, mobilenet_v2, minilm_l3
+    python benches/low_bit.py                              # the four of docs/low-bit.md
     python benches/low_bit.py mnist_cnn --seconds 10
 
 Weights alone, and with int8 activations, each rounded to the nearest and by learning. The models
@@ -25,7 +25,7 @@ import zoo
 from accuracy import sqnr
 from markdown import table
 
-CASES = ("mnist_cnn", "mobilenet_v2", "minilm_l3")
+CASES = ("mnist_cnn", "mobilenet_v2", "ppocr_rec", "minilm_l3")
 FORMATS = ("int8", "int4", "uint4", "log2", "binary")
 HEADER = ("case", "weights", "activations", "rounding", "size", "loss", "SQNR dB", "speed-up")
 INPUTS = 8
@@ -38,7 +38,8 @@ def settings() -> Iterator[rustq.QuantConfig]:
     ):
         yield rustq.QuantConfig(weights=weights, activations=activations, rounding=rounding)
     alone = rustq.QuantConfig(weights="int4", activations="float32", rounding="nearest")
-    yield replace(alone, block_size=0)
+    for size, rounding in itertools.product((0, 128), ("nearest", "learned")):
+        yield replace(alone, block_size=size, rounding=rounding)
     yield replace(alone, quant_format="qdq")
     yield rustq.QuantConfig(activations="int16", rounding="nearest")
 
@@ -46,7 +47,7 @@ def settings() -> Iterator[rustq.QuantConfig]:
 def label(config: rustq.QuantConfig) -> tuple[str, str, str]:
     """What a row is called."""
     weights = config.weights
-    weights += ", per channel" if config.block_size == 0 else ""
+    weights += {None: "", 0: ", per channel"}.get(config.block_size, f", {config.block_size}")
     weights += ", qdq" if config.quant_format == "qdq" else ""
     return weights, config.activations.removesuffix("32"), str(config.rounding)
 

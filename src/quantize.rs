@@ -138,6 +138,7 @@ pub fn quantize_static(
     let given = &options.given;
     let placement =
         Placement { graph: &graph, sites: &sites, int8: &best.int8, calibration, given, static_shapes };
+    let format = options.weights.format.map(|format| format.sparing(&graph));
     let plan = emit::Plan {
         placement,
         activations: &activations,
@@ -145,11 +146,11 @@ pub fn quantize_static(
         by_channel: options.by_channel,
         scheme: options.scheme,
         wide: options.wide,
-        weights: options.weights,
+        weights: WeightGrid { format, ..options.weights },
         corrections: inputs.map(|inputs| (inputs, options.corrections)),
     };
     let mut emitted = emit::emit(&plan)?;
-    let coded = match options.weights.format {
+    let coded = match format {
         Some(format) => coded(&plan, format, &options.exclude, &mut emitted)?,
         None => HashMap::new(),
     };

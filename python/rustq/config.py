@@ -62,16 +62,18 @@ class QuantConfig:
             sign, times the mean magnitude of the channel); for TensorRT also `"int4"`, of matrix
             products, whose activations then are float; for ncnn
             also `"float16"` and `"float32"`, which quantize nothing and need no data. Without
-            data, those below 8 bits leave the activations float. See docs/low-bit.md.
+            data, those below 8 bits leave the activations float. For ONNX Runtime, `"int4"` and
+            `"uint4"` are int8 in the smallest layers, with one in 32 weights together. See
+            docs/low-bit.md.
         activations: number format of the activations where there are data: `"int8"` (uint8 with
             `scheme="asym"`); for ONNX Runtime also `"int16"`, which needs opset 21 and no integer
             kernel takes, and `"float32"`: only the weights are quantized.
-        block_size: int4 and uint4: how many inputs of an output channel share a scale where matrix
-            products have float activations: a power of 2 from 16 on, or 0 for all of them. `None`
-            is 32 without data, or with `activations="float32"`, 128 for TensorRT, and 0 otherwise;
-            where int8
-            activations are asked for, other sizes leave those of matrix products float. A
-            convolution has one scale for each channel.
+        block_size: int4 and uint4: how many inputs of an output channel share a scale in products
+            with float activations, or how many input channels in convolutions: a power of 2 from
+            16 on, or 0 for all of them. `None` is 32 without data, or with
+            `activations="float32"`, 128 for TensorRT, and 0 otherwise; where int8 activations are
+            asked for, other sizes leave those of matrix products float, and convolutions in int8
+            have one scale for each channel.
         quant_format: ONNX Runtime, weights below 8 bits: `"auto"` writes what it runs fastest:
             `MatMulNBits`, and else codes that it decodes when it loads the model; `"qdq"` only
             operators of the ONNX standard, with `DequantizeLinear` for int4 and uint4 (opset 21).

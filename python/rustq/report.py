@@ -173,6 +173,9 @@ class Report:
         share = self.mac_share()
         macs = "" if share is None else f" ({100 * share:.1f} % of the multiply-accumulates)"
         form = "in int8" if self.weights == "int8" else f"with {self.weights} weights"
+        finer = sum(_is_heavy(layer) and layer.weights == "int8" for layer in self.layers)
+        if finer and self.weights != "int8":
+            form += f", the {finer} smallest with int8"
         sentences = [
             f"{_listed(counted)} {form}{macs}."
             if counted

@@ -84,7 +84,7 @@ pub(super) type PyFormat = (String, Option<usize>, bool);
 
 pub(super) fn format((name, block, standard): PyFormat) -> PyResult<Format> {
     let unknown = || PyValueError::new_err(format!("there is no number format '{name}'"));
-    Ok(Format { codec: Codec::named(&name).ok_or_else(unknown)?, block, standard })
+    Ok(Format { codec: Codec::named(&name).ok_or_else(unknown)?, block, standard, spared: 0 })
 }
 
 /// Codes the weights of a folded model; activations stay float.

@@ -6,7 +6,8 @@
 //! 4. [`encode`]: the levels of each channel or block of a tensor, and the codes.
 //! 5. [`blocks`]: the codes as one kernel reads them.
 //! 6. [`mod@write`]: codes in a graph, and what decodes them.
-//! 7. [`pass`]: the weights of every product, activations left float.
+//! 7. [`spared`]: the smallest layers, which have int8 weights.
+//! 8. [`pass`]: the weights of every product, activations left float.
 
 mod blocks;
 pub(crate) mod codecs;
@@ -14,6 +15,7 @@ pub(crate) mod encode;
 mod layout;
 mod pass;
 mod ruler;
+mod spared;
 pub(crate) mod write;
 
 pub use codecs::{CODECS, Codec};
@@ -29,4 +31,6 @@ pub struct Format {
     pub block: Option<usize>,
     /// Whether only operators of the ONNX standard may be written, and `DequantizeLinear` wherever it knows the format.
     pub standard: bool,
+    /// Layers of at most so many weights have int8 weights.
+    pub spared: usize,
 }

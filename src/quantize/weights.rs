@@ -261,13 +261,14 @@ pub(crate) fn quantize(
         }
         leave_room_for_bias(&mut extent.limits, bias, *input_scale);
     }
-    let mut quantized = match grid.format {
-        Some(format) => encoded(&values, dims, axis, (extent, &sizes), format.codec),
+    let coded = grid.format.map(|format| format.of_layer(values.count()).codec);
+    let mut quantized = match coded.filter(|codec| codec.bits < 8) {
+        Some(codec) => encoded(&values, dims, axis, (extent, &sizes), codec),
         None => on_grid(&values, dims, axis, extent, grid.per_channel),
     };
     let mut bias = bias;
     if let Some((moments, what)) = correction {
-        let neighbours = if grid.pairs && grid.format.is_none() {
+        let neighbours = if grid.pairs && quantized.encoded.is_none() {
             pairs::neighbours(graph.node(id), &quantized.dims, axis)
         } else {
             Vec::new()

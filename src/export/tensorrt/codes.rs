@@ -10,7 +10,7 @@ use crate::quantize::low_bit::{self, Format, Runtime};
 use crate::quantize::weights::weight_of;
 
 const TENSORRT: Runtime =
-    Runtime { operators: &["Gemm", "MatMul"], decline, full_blocks: true, embeddings: false };
+    Runtime { operators: &["Gemm", "MatMul"], decline, full_blocks: true, eight_bits: false };
 
 fn decline(graph: &Graph, id: NodeId) -> Option<&'static str> {
     let dims = &weight_of(graph, id).ok()?.dims;

@@ -57,6 +57,21 @@ impl Form {
         self.layout.depth().div_ceil(self.block)
     }
 
+    /// Whether channels have several.
+    pub fn is_blocked(&self) -> bool {
+        self.blocks() > 1
+    }
+
+    /// Elements of the window that each input channel of a convolution has.
+    pub fn taps(&self) -> usize {
+        self.dims[2..].iter().product()
+    }
+
+    /// How long a block is along the axis of the input channels.
+    pub fn block_length(&self) -> usize {
+        self.block / self.taps()
+    }
+
     /// The place of input `k` of a channel among the scales.
     pub fn part(&self, channel: usize, k: usize) -> usize {
         channel * self.blocks() + k / self.block
@@ -229,9 +244,12 @@ impl Encoded {
     }
 
     /// The codes, in the order of the tensor.
-    pub fn packed(&self) -> Vec<u8> {
+    pub fn packed(&self) -> Bytes {
         /// Whole bytes of any format.
         const MANY: usize = 1 << 16;
+        if self.form.codec.bits == 8 {
+            return self.values.0.clone();
+        }
         let level = |place: usize| match self.zero.is_empty() {
             true => self.levels()[place],
             false => self.level(place),
@@ -240,7 +258,7 @@ impl Encoded {
         let starts = (0..count).into_par_iter().step_by(MANY);
         let parts: Vec<Vec<u8>> =
             starts.map(|start| self.form.codec.pack((start..count.min(start + MANY)).map(level))).collect();
-        parts.concat()
+        Memory::of(parts.concat())
     }
 }
 

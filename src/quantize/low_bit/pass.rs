@@ -32,13 +32,13 @@ pub struct Runtime {
     pub decline: fn(&Graph, NodeId) -> Option<&'static str>,
     /// Whether blocks have to be full: where they would not be, a channel has one scale.
     pub full_blocks: bool,
-    /// Whether embedding tables may be int8.
-    pub embeddings: bool,
+    /// Whether it takes int8 weights: those of the smallest layers are, and embedding tables.
+    pub eight_bits: bool,
 }
 
 /// ONNX Runtime decodes whatever the operators of the file say.
 pub const ONNX_RUNTIME: Runtime =
-    Runtime { operators: PRODUCTS, decline: |_, _| None, full_blocks: false, embeddings: true };
+    Runtime { operators: PRODUCTS, decline: |_, _| None, full_blocks: false, eight_bits: true };
 
 /// What to do to the weights of a model.
 #[derive(Debug)]
@@ -81,10 +81,11 @@ pub fn quantize_weights(
             Err(_) => layers.push((id, record)),
         }
     }
+    let format = if settings.runtime.eight_bits { settings.format.sparing(&graph) } else { settings.format };
     let code = |(id, _): &(NodeId, LayerRecord)| {
         let moments = inputs.and_then(|inputs| inputs.of(&graph.node(*id).output[0]));
         let correction = moments.map(|moments| (moments, settings.corrections));
-        let format = settings.runtime.fitted(settings.format, depth(&graph, *id)?);
+        let format = settings.runtime.fitted(format, depth(&graph, *id)?);
         coded(&graph, *id, format, correction)
     };
     for few in products.chunks(TOGETHER) {
@@ -98,7 +99,7 @@ pub fn quantize_weights(
     let read = products.iter().map(|(id, _)| graph.node(*id).input[1].as_str()).collect();
     graph.check_weights(&read)?;
     let Writer { mut patch, mut names, .. } = writer;
-    if settings.runtime.embeddings {
+    if settings.runtime.eight_bits {
         layers.extend(super::super::embeddings(
             &graph,
             (&settings.exclude, &Given::default()),
@@ -202,8 +203,9 @@ pub(crate) fn coded(
     let node = graph.node(id);
     let (weight, axis) = (weight_of(graph, id)?, channel_axis(graph, id));
     let (values, dims) = (Parts::of(weight)?, shape(weight)?);
+    let format = format.of_layer(values.count());
     let data_type = format.codec.data_type.filter(|_| format.standard);
-    let block = format.block.filter(|_| dims.len() == 2 && is_plain_product(node));
+    let block = format.block.and_then(|block| inputs_of_block(node, &dims, block));
     let form = Form::new((&dims, axis), format.codec, block);
     let for_kernel = data_type.is_none() && form.fits_kernel();
     if for_kernel && correction.is_none() {
@@ -222,6 +224,15 @@ pub(crate) fn coded(
         false => Content::Levels(encoded, data_type),
     };
     Ok(Coded { content, bias: own_bias, effect })
+}
+
+/// How many inputs of a channel share a scale where so many input channels are to.
+fn inputs_of_block(node: &NodeProto, dims: &[usize], block: usize) -> Option<usize> {
+    match dims {
+        [_, _] => is_plain_product(node).then_some(block),
+        [_, _, window @ ..] => node.is("Conv").then(|| block.saturating_mul(window.iter().product())),
+        _ => None,
+    }
 }
 
 /// Corrects the levels of these weights, and a bias with them.

@@ -7,31 +7,36 @@
 //! | `MatMulNBits` | ONNX Runtime's kernel, while it multiplies | products by blocks of four-bit codes |
 
 use super::blocks::BlockCodes;
-use super::encode::Encoded;
+use super::encode::{Encoded, Form};
 use crate::graph::NodeExt;
 use crate::onnx::NodeProto;
 use crate::patch::{cast_to, int_attribute, node};
 use crate::quantize::writer::Writer;
-use crate::tensor::{DataType, Memory, tensor, tensor_of_bytes};
+use crate::tensor::{DataType, Element, tensor, tensor_of_bytes};
 
 /// The domain of ONNX Runtime's own operators.
 pub(crate) const CONTRIB: &str = "com.microsoft";
 
 impl Encoded {
-    /// One value for each channel, in a shape that goes with the weights.
-    fn per_channel_dims(&self) -> Vec<usize> {
-        let ones = vec![1; self.form.dims.len() - 1 - self.form.axis];
-        [&[self.form.layout.channels], ones.as_slice()].concat()
+    /// Dimensions of one value for each channel, or block of one, that go with those of the weights.
+    fn scale_dims(&self) -> Vec<usize> {
+        let Form { dims, axis, layout, .. } = &self.form;
+        match self.form.is_blocked() {
+            false => [&[layout.channels], vec![1; dims.len() - 1 - axis].as_slice()].concat(),
+            true if *axis == 0 => {
+                [&[layout.channels, self.form.blocks()], vec![1; dims.len() - 2].as_slice()].concat()
+            }
+            true => vec![self.form.blocks(), layout.channels],
+        }
     }
 
-    /// Values of the blocks in the order of the weights, which are a matrix.
-    fn as_matrix<T: Copy>(&self, values: &[T]) -> (Vec<usize>, Vec<T>) {
-        let (channels, blocks) = (self.form.layout.channels, self.form.blocks());
-        if self.form.axis == 0 {
-            return (vec![channels, blocks], values.to_vec());
+    /// One value for each channel, or block of one, in the order of [these](Self::scale_dims) dimensions.
+    fn in_scale_order<T: Copy>(&self, values: &[T]) -> Vec<T> {
+        if self.form.axis == 0 || !self.form.is_blocked() {
+            return values.to_vec();
         }
-        let transposed = (0..blocks).flat_map(|b| (0..channels).map(move |c| values[c * blocks + b]));
-        (vec![blocks, channels], transposed.collect())
+        let (channels, blocks) = (self.form.layout.channels, self.form.blocks());
+        (0..blocks).flat_map(|b| (0..channels).map(move |c| values[c * blocks + b])).collect()
     }
 }
 
@@ -39,9 +44,8 @@ impl Writer<'_, '_> {
     /// The levels less their zero points as int8, by look-up; the nodes that make them go to `nodes`.
     pub fn levels(&mut self, base: &str, encoded: &Encoded, nodes: &mut Vec<NodeProto>) -> String {
         if encoded.form.codec.bits == 8 {
-            let content = encoded.values.0.clone();
             return self.constant(&format!("{base}_quantized"), || {
-                tensor_of_bytes("", &encoded.form.dims, DataType::Int8, content)
+                tensor_of_bytes("", &encoded.form.dims, DataType::Int8, encoded.packed())
             });
         }
         let levels = self.looked_up(base, encoded, nodes);
@@ -65,8 +69,7 @@ impl Writer<'_, '_> {
             let levels = self.looked_up(base, encoded, nodes);
             self.centred(base, &levels, encoded, nodes)
         };
-        let dims = encoded.per_channel_dims();
-        let scale = self.constant(&format!("{base}_scales"), || tensor("", &dims, &encoded.scale));
+        let scale = self.spread(&format!("{base}_scales"), encoded, &encoded.scale, nodes);
         let output = self.dequantized(base);
         nodes.push(node("Mul", &output, &[&centred, &scale], &[&output]));
         output
@@ -75,12 +78,38 @@ impl Writer<'_, '_> {
     /// The levels as floats, less their zero points.
     fn centred(&mut self, base: &str, levels: &str, encoded: &Encoded, nodes: &mut Vec<NodeProto>) -> String {
         let [floats, centred] = ["float", "centred"].map(|part| self.name(&format!("{base}_levels_{part}")));
-        let values: Vec<f32> = encoded.zero.iter().map(|&zero| f32::from(zero)).collect();
-        let dims = encoded.per_channel_dims();
-        let zero = self.constant(&format!("{base}_zero_points"), || tensor("", &dims, &values));
+        let zero = self.spread(&format!("{base}_zero_points"), encoded, &encoded.zero, nodes);
+        let zero_floats = self.name(&format!("{zero}_float"));
+        nodes.push(cast_to(DataType::Float, &zero, &zero_floats));
         nodes.push(cast_to(DataType::Float, levels, &floats));
-        nodes.push(node("Sub", &centred, &[&floats, &zero], &[&centred]));
+        nodes.push(node("Sub", &centred, &[&floats, &zero_floats], &[&centred]));
         centred
+    }
+
+    /// One value for each channel, or block of one, in a shape that goes with the weights.
+    fn spread<T: Element>(
+        &mut self,
+        name: &str,
+        encoded: &Encoded,
+        values: &[T],
+        nodes: &mut Vec<NodeProto>,
+    ) -> String {
+        let form = &encoded.form;
+        let values =
+            self.constant(name, || tensor("", &encoded.scale_dims(), &encoded.in_scale_order(values)));
+        if !form.is_blocked() {
+            return values;
+        }
+        let (axis, size) = (1 - form.axis, form.block_length());
+        let count = form.dims[axis];
+        let blocks = self.constant(&format!("blocks_of_{size}_in_{count}"), || {
+            tensor("", &[count], &(0..count).map(|k| (k / size) as i64).collect::<Vec<_>>())
+        });
+        let spread = self.name(&format!("{name}_spread"));
+        let mut gather = node("Gather", &spread, &[&values, &blocks], &[&spread]);
+        gather.attribute.push(int_attribute("axis", axis as i64));
+        nodes.push(gather);
+        spread
     }
 
     /// The levels, in the shape of the weights: packed codes are the rows of a table with all their levels.
@@ -91,7 +120,7 @@ impl Writer<'_, '_> {
         let filled = packed.len() * each;
         let count = encoded.levels().len();
         let packed = self.constant(&format!("{base}_codes"), || {
-            tensor_of_bytes("", &[packed.len()], DataType::Uint8, Memory::of(packed))
+            tensor_of_bytes("", &[packed.len()], DataType::Uint8, packed)
         });
         let table =
             self.constant(&format!("{}_levels", codec.name), || tensor("", &[256, each], &codec.pages()));
@@ -123,31 +152,34 @@ impl Writer<'_, '_> {
         data_type: DataType,
         nodes: &mut Vec<NodeProto>,
     ) -> String {
-        let blocked = encoded.form.blocks() > 1;
-        let (dims, scale) = match blocked {
-            true => encoded.as_matrix(&encoded.scale),
-            false => (vec![encoded.form.layout.channels], encoded.scale.clone()),
+        let form = &encoded.form;
+        let (dims, copies) = match form.is_blocked() {
+            true if form.axis == 0 => ([&encoded.scale_dims()[..2], &form.dims[2..]].concat(), form.taps()),
+            true => (encoded.scale_dims(), 1),
+            false => (vec![form.layout.channels], 1),
         };
         let codes = self.constant(&format!("{base}_quantized"), || {
-            tensor_of_bytes("", &encoded.form.dims, data_type, Memory::of(encoded.packed()))
+            tensor_of_bytes("", &form.dims, data_type, encoded.packed())
         });
-        let scale = self.constant(&format!("{base}_scale"), || tensor("", &dims, &scale));
+        let scale = self.constant(&format!("{base}_scale"), || {
+            tensor("", &dims, &repeated(encoded.in_scale_order(&encoded.scale), copies))
+        });
         let output = self.dequantized(base);
         let mut dequantize = node("DequantizeLinear", &output, &[&codes, &scale], &[&output]);
         if !encoded.zero.is_empty() {
-            let zero = if blocked { encoded.as_matrix(&encoded.zero).1 } else { encoded.zero.clone() };
-            let packed = encoded.form.codec.pack(zero.into_iter());
+            let zero = repeated(encoded.in_scale_order(&encoded.zero), copies);
+            let packed = form.codec.pack(zero.into_iter());
             dequantize.input.push(
                 self.constant(&format!("{base}_zero_point"), || {
                     tensor_of_bytes("", &dims, data_type, packed)
                 }),
             );
         }
-        if blocked {
-            dequantize.attribute.push(int_attribute("axis", 1 - encoded.form.axis as i64));
-            dequantize.attribute.push(int_attribute("block_size", encoded.form.block as i64));
+        if form.is_blocked() {
+            dequantize.attribute.push(int_attribute("axis", 1 - form.axis as i64));
+            dequantize.attribute.push(int_attribute("block_size", form.block_length() as i64));
         } else {
-            dequantize.attribute.push(int_attribute("axis", encoded.form.axis as i64));
+            dequantize.attribute.push(int_attribute("axis", form.axis as i64));
         }
         nodes.push(dequantize);
         output
@@ -196,6 +228,11 @@ impl Writer<'_, '_> {
         }
         nodes
     }
+}
+
+/// So many of each value.
+fn repeated<T: Copy>(values: Vec<T>, copies: usize) -> Vec<T> {
+    values.into_iter().flat_map(|value| std::iter::repeat_n(value, copies)).collect()
 }
 
 /// Lets `MatMulNBits` quantize the activations to int8, a scale for each block: what ONNX Runtime itself chooses where it
