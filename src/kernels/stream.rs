@@ -10,8 +10,12 @@
 
 use std::ops::Range;
 
-/// Elements whose results are stored together.
+/// Bytes of results that are stored together: few enough that reading goes on behind the stores. A kernel may want as many
+/// elements.
 pub const PIECE: usize = 1 << 11;
+
+/// What memory has at once, in bytes.
+const LINE: usize = 64;
 
 /// So many bytes are not in the caches when they are next read.
 const LARGE: usize = 16 << 20;
@@ -28,8 +32,6 @@ pub fn read_ahead<T>(part: &[T]) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     /// So many bytes on: not yet gone from the first-level cache when they are worked on.
     const AHEAD: usize = 8 << 10;
-    /// What memory has at once, in bytes.
-    const LINE: usize = 64;
     for line in (0..size_of_val(part)).step_by(LINE) {
         let place = part.as_ptr().cast::<i8>().wrapping_add(AHEAD + line);
         // SAFETY: SSE, which it needs, is part of x86-64; it is a hint, of any address, which changes nothing that can be seen.
@@ -43,21 +45,30 @@ pub fn read_ahead<T>(part: &[T]) {
 pub fn read_ahead<T>(_: &[T]) {}
 
 /// Has `kernel(places, their results)` make results, and stores them past the caches. The kernel is given multiples of `unit`
-/// elements, at most a [`PIECE`].
+/// elements, which is at most [`PIECE`].
 pub fn through<O: Copy + Default>(
     out: &mut [O],
     unit: usize,
     mut kernel: impl FnMut(Range<usize>, &mut [O]),
 ) {
-    let mut buffer = [O::default(); PIECE];
-    let piece = PIECE / unit * unit;
-    for (number, out) in out.chunks_mut(piece).enumerate() {
-        let (start, results) = (number * piece, &mut buffer[..out.len()]);
-        kernel(start..start + out.len(), results);
-        copy(results, out);
+    let mut buffer = Lines([O::default(); PIECE]);
+    let piece = (PIECE / size_of::<O>() / unit).max(1) * unit;
+    // Pieces end with a line: one of which a part is stored now and the rest later takes as long as several.
+    let before = if unit == 1 { out.as_ptr().addr() % LINE / size_of::<O>() } else { 0 };
+    let mut start = 0;
+    while start < out.len() {
+        let end = out.len().min(start + piece - (start + before) % piece);
+        let results = &mut buffer.0[..end - start];
+        kernel(start..end, results);
+        copy(results, &mut out[start..end]);
+        start = end;
     }
     fence();
 }
+
+/// Where no vector lies across two lines.
+#[repr(align(64))]
+struct Lines<T>(T);
 
 /// `out.copy_from_slice(x)`, past the caches as far as `out` is aligned.
 #[cfg(target_arch = "x86_64")]
@@ -117,13 +128,18 @@ mod tests {
 
     #[test]
     fn every_result_is_stored_in_its_place() {
-        for (n, unit) in [(0, 1), (1, 1), (PIECE - 1, 1), (3 * PIECE + 5, 1), (7 * 1500, 1500)] {
-            let mut out = vec![u16::MAX; n];
-            through(&mut out, unit, |places, out| {
-                assert!(places.len() == out.len() && places.len().is_multiple_of(unit));
+        let sizes = [(0, 1), (1, 1), (PIECE - 1, 1), (3 * PIECE + 5, 1), (7 * 1500, 1500), (7 * 300, 300)];
+        for ((n, unit), from) in sizes.into_iter().flat_map(|size| [0, 1, 31, 32].map(|from| (size, from))) {
+            let mut out = vec![u16::MAX; from + n];
+            through(&mut out[from..], unit, |places, out| {
+                assert!(!out.is_empty() && places.len() == out.len() && places.len().is_multiple_of(unit));
                 places.zip(out).for_each(|(place, out)| *out = place as u16);
             });
-            assert!((0..n).zip(out).all(|(place, out)| place as u16 == out), "{n} elements by {unit}");
+            assert!(out[..from].iter().all(|&untouched| untouched == u16::MAX));
+            assert!(
+                (0..n).zip(&out[from..]).all(|(place, &out)| place as u16 == out),
+                "{n} elements by {unit}"
+            );
         }
     }
 }
