@@ -151,13 +151,13 @@ def test_every_weight_is_decoded_to_the_nearest_level(name: str, block: int, for
         found = channels(
             decoded[node.name], node.op_type, transposed=node.op_type == "Gemm" and not by_kernel
         )
-        form = format_of(exact[node.name], name)
+        levels = format_of(exact[node.name], name)
         size = rows.shape[1]
-        if block and form == name and node.op_type != "ConvTranspose":
+        if block and levels == name and node.op_type != "ConvTranspose":
             size = block * int(np.prod(exact[node.name].shape[2:]))
         for row, values in zip(rows, found, strict=True):
             for start in range(0, len(row), size):
-                check_row(row[start : start + size], values[start : start + size], form)
+                check_row(row[start : start + size], values[start : start + size], levels)
 
 
 @pytest.mark.parametrize("form", ["auto", "qdq"])

@@ -20,13 +20,18 @@ pub(crate) const CONTRIB: &str = "com.microsoft";
 impl Encoded {
     /// Dimensions of one value for each channel, or block of one, that go with those of the weights.
     fn scale_dims(&self) -> Vec<usize> {
-        let Form { dims, axis, layout, .. } = &self.form;
-        match self.form.is_blocked() {
-            false => [&[layout.channels], vec![1; dims.len() - 1 - axis].as_slice()].concat(),
-            true if *axis == 0 => {
-                [&[layout.channels, self.form.blocks()], vec![1; dims.len() - 2].as_slice()].concat()
-            }
-            true => vec![self.form.blocks(), layout.channels],
+        let Form { dims, axis, .. } = &self.form;
+        let shared = if self.form.is_blocked() { &dims[2..] } else { &dims[1 + axis..] };
+        [self.own_dims(), vec![1; shared.len()]].concat()
+    }
+
+    /// Those along which there are several.
+    fn own_dims(&self) -> Vec<usize> {
+        let (channels, blocks) = (self.form.layout.channels, self.form.blocks());
+        match (self.form.is_blocked(), self.form.axis) {
+            (false, _) => vec![channels],
+            (true, 0) => vec![channels, blocks],
+            (true, _) => vec![blocks, channels],
         }
     }
 
@@ -153,11 +158,11 @@ impl Writer<'_, '_> {
         nodes: &mut Vec<NodeProto>,
     ) -> String {
         let form = &encoded.form;
-        let (dims, copies) = match form.is_blocked() {
-            true if form.axis == 0 => ([&encoded.scale_dims()[..2], &form.dims[2..]].concat(), form.taps()),
-            true => (encoded.scale_dims(), 1),
-            false => (vec![form.layout.channels], 1),
-        };
+        // The operator has blocks along one axis: the taps of a window, which share a scale, have one each there.
+        let (axis, window) =
+            if form.is_blocked() { (1 - form.axis, &form.dims[2..]) } else { (form.axis, &[][..]) };
+        let dims = [&encoded.own_dims(), window].concat();
+        let copies = window.iter().product();
         let codes = self.constant(&format!("{base}_quantized"), || {
             tensor_of_bytes("", &form.dims, data_type, encoded.packed())
         });
@@ -175,11 +180,9 @@ impl Writer<'_, '_> {
                 }),
             );
         }
+        dequantize.attribute.push(int_attribute("axis", axis as i64));
         if form.is_blocked() {
-            dequantize.attribute.push(int_attribute("axis", 1 - form.axis as i64));
             dequantize.attribute.push(int_attribute("block_size", form.block_length() as i64));
-        } else {
-            dequantize.attribute.push(int_attribute("axis", form.axis as i64));
         }
         nodes.push(dequantize);
         output
