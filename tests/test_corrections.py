@@ -13,6 +13,7 @@ import rustq
 from builders import Array, Feed, Net, session
 from onnx import numpy_helper
 from rustq.api import Task
+from rustq.corrections import Excerpt, samples_wanted
 from rustq.targets import Outcome
 
 RNG = np.random.default_rng(8)
@@ -140,6 +141,35 @@ def test_an_iterator_gives_the_same_and_may_use_its_memory_again() -> None:
     direct = quantized(model, feeds, **options)
     assert quantized(model, samples(), **options).model.to_bytes() == direct.model.to_bytes()
     assert any("corrections" in note for note in direct.notes)
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("count", [1, 12, 100])
+@pytest.mark.parametrize(("rounding", "most"), [("nearest", 16), ("learned", 64)])
+def test_all_samples_are_run_up_to_a_limit(
+    rounding: str, most: int, count: int, counted: bool, once: bool
+) -> None:
+    """Few data are no reason to look at fewer: known or not how many there are."""
+    config = rustq.QuantConfig(rounding=rounding)
+    data = [{"x": np.full((32, 64), number, np.float32)} for number in range(count)]
+    excerpt = Excerpt(iter(data) if once else data, config)
+    assert not once or len(list(excerpt.data)) == count
+    model = rustq.load(product()[0])._core
+    chosen = excerpt.feeds(model, config, count if counted else None, samples_wanted(config))
+    numbers = [int(feed["x"][0, 0]) for feed, _ in chosen]
+    assert len(numbers) == min(count, most)
+    assert set(np.diff(numbers)) <= ({1} if once or count < most or most == 64 else {4})
+
+
+def test_weights_alone_are_rounded_for_every_one_of_a_few_samples() -> None:
+    model, feeds = convolution(kernel=1)()
+    config = rustq.QuantConfig(weights="int4", activations="float32", rounding="learned", threads=1)
+    made = [
+        rustq.quantize(model, data, config=config).to_bytes()
+        for data in (feeds, feeds[:7], iter(feeds))
+    ]
+    assert made[0] == made[2] != made[1]
 
 
 @pytest.mark.parametrize("option", [{"rounding": "learned"}, {"bias_correction": True}])

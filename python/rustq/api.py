@@ -325,11 +325,11 @@ class Task:
             few = list(islice(data, SPREAD)) if isinstance(data, Iterator) else data
             if config.bias_correction is None:
                 config = replace(config, bias_correction=True)
-            inputs = (
-                layer_inputs(prepared, Excerpt(few), config, SPREAD) if config.corrects else None
-            )
+            inputs = None
+            if config.corrects:
+                inputs = layer_inputs(prepared, Excerpt(few, config), config, None)
             return cls(source, prepared, None, runtime, scheme, config, tuple(notes), inputs)
-        excerpt = Excerpt(data)
+        excerpt = Excerpt(data, config)
         calibration, samples = _observed(prepared, excerpt.data, config, progress, executor)
         notes += samples.notes
         task = cls(source, prepared, calibration, runtime, scheme, config, tuple(notes))

@@ -83,14 +83,15 @@ class QuantConfig:
             3 for Ascend, 20 for TensorRT and ncnn; with `method="auto"` up to 16 times that if
             the outputs on some of the samples are poor, and it is worth what then stays float.
         rounding: how weights become integers: `"nearest"`, or `"learned"`: so that the results of
-            the layer change least on inputs from the data. Costs a pass over up to 16 of the
-            samples and, for wide layers, some seconds. `None` is `"nearest"` for ONNX Runtime; for
-            the others, with `method="auto"`, `"learned"` if the outputs on some of the samples then
-            are closer to the float model's.
+            the layer change least on inputs from the data. Costs a pass over up to 64 of the
+            samples, of which there should be as many, and for wide layers some seconds. `None` is
+            `"nearest"` for ONNX Runtime; for the others, with `method="auto"`, `"learned"` if the
+            outputs on some of the samples then are closer to the float model's.
         bias_correction: let the biases take up the mean error that rounding the weights puts into
-            the results of a layer, on inputs from up to 16 of the samples. `None` does so with
-            `activations="float32"`, and with `method="auto"` if the outputs on some of the samples
-            then are closer to the float model's; not for binary weights.
+            the results of a layer, on inputs from up to 16 of the samples, or 64 with learned
+            rounding. `None` does so with `activations="float32"`, and with `method="auto"` if the
+            outputs on some of the samples then are closer to the float model's; not for binary
+            weights.
         equalize: bring channels of very different size to one scale, and make up
             for it in the weights around them (cross-layer equalization; for transformers known as
             SmoothQuant), where that leaves less noise. `None` does so with `method="auto"` if the

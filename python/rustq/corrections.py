@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["Excerpt", "LayerInputs", "layer_inputs"]
 
 SAMPLES = 16
-"""Samples that are run for the corrections, and of an iterator those that can be read again."""
+"""Samples that tell the means of what layers multiply."""
 SPREAD = 64
-"""Samples among which they are chosen, evenly."""
+"""Samples among which they are chosen, evenly, and that tell second moments: of fewer, weights are
+rounded for what these samples have in common. With 16, an image classifier had half the error on
+them that it had on others, and more than with weights rounded to the nearest."""
 
 
 class Excerpt:
@@ -34,29 +36,39 @@ class Excerpt:
         data: what to calibrate on, in place of the original.
     """
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Any, config: QuantConfig) -> None:
+        self._kept = samples_wanted(config)
         self._first: list[Any] | None = [] if isinstance(data, Iterator) else None
         self.data = data if self._first is None else self._remembered(data, self._first)
 
     def _remembered(self, data: Iterator[Any], first: list[Any]) -> Iterator[Any]:
         for sample in data:
-            if len(first) < SAMPLES:
+            if len(first) < self._kept:
                 first.append(deepcopy(sample))  # its maker may use the memory again
             yield sample
 
     def feeds(
-        self, model: _rustq.Model, config: QuantConfig, calibrated: int, *counts: int
+        self, model: _rustq.Model, config: QuantConfig, calibrated: int | None, *counts: int
     ) -> Iterator[tuple[Feed, list[bool]]]:
-        """Samples as feeds of this model, out of those `calibrated`: for each of the counts at most
-        so many, evenly spread, and with each feed which of the counts it is one of."""
+        """Samples as feeds of this model, out of those `calibrated`, of which there are as many as
+        the data say if that is `None`: for each of the counts at most so many, evenly spread, and
+        with each feed which of the counts it is one of."""
         again = self.data if self._first is None else self._first
-        among = min(calibrated, SPREAD) if self._first is None else SAMPLES
         samples = feeds(again, inputs_of_model(model), config.images)
+        if calibrated is None:
+            # One of them may be a batch, of several feeds.
+            calibrated = max(samples.length or SPREAD, *counts)
+        among = min(calibrated, SPREAD if self._first is None else self._kept)
         for at, feed in enumerate(islice(samples, among)):
             # Each place on a line of `count` steps is taken by the first sample at or after it.
             chosen = [-at * count % among < count for count in counts]
             if any(chosen):
                 yield feed, chosen
+
+
+def samples_wanted(config: QuantConfig) -> int:
+    """Samples that are run for the corrections."""
+    return SPREAD if config.rounding == "learned" else SAMPLES
 
 
 class LayerInputs:
@@ -74,7 +86,7 @@ class LayerInputs:
     def runs(
         self,
         excerpt: Excerpt,
-        calibrated: int,
+        calibrated: int | None,
         names: Sequence[str] = (),
         count: int = 0,
     ) -> Iterator[tuple[Feed, list[Any]]]:
@@ -84,7 +96,7 @@ class LayerInputs:
         if not exposed:
             return
         runner = Sessions(self._config).session(self._model.with_outputs(exposed))
-        counts = SAMPLES if layers else 0, count
+        counts = samples_wanted(self._config) if layers else 0, count
         chosen = excerpt.feeds(self._model, self._config, calibrated, *counts)
         for at, (feed, (for_layers, for_caller)) in enumerate(chosen):
             wanted = exposed if for_layers else list(names)
@@ -104,7 +116,7 @@ class LayerInputs:
 
 
 def layer_inputs(
-    model: _rustq.Model, excerpt: Excerpt, config: QuantConfig, calibrated: int
+    model: _rustq.Model, excerpt: Excerpt, config: QuantConfig, calibrated: int | None
 ) -> _rustq.LayerInputs:
     """What the layers of a prepared model multiply, see `LayerInputs`."""
     inputs = LayerInputs(model, config)
