@@ -13,7 +13,7 @@ import rustq
 from builders import Array, Feed, Net, session
 from onnx import numpy_helper
 from rustq.api import Task
-from rustq.corrections import Excerpt, samples_wanted
+from rustq.corrections import Excerpt
 from rustq.targets import Outcome
 
 RNG = np.random.default_rng(8)
@@ -156,7 +156,7 @@ def test_all_samples_are_run_up_to_a_limit(
     excerpt = Excerpt(iter(data) if once else data, config)
     assert not once or len(list(excerpt.data)) == count
     model = rustq.load(product()[0])._core
-    chosen = excerpt.feeds(model, config, count if counted else None, samples_wanted(config))
+    chosen = excerpt.feeds(model, config, count if counted else None, excerpt.count)
     numbers = [int(feed["x"][0, 0]) for feed, _ in chosen]
     assert len(numbers) == min(count, most)
     assert set(np.diff(numbers)) <= ({1} if once or count < most or most == 64 else {4})

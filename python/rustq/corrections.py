@@ -34,16 +34,18 @@ class Excerpt:
 
     Attributes:
         data: what to calibrate on, in place of the original.
+        count: samples that are run for the corrections; more if weights are to be rounded by them,
+            and that is not one of several trials.
     """
 
     def __init__(self, data: Any, config: QuantConfig) -> None:
-        self._kept = samples_wanted(config)
+        self.count = SPREAD if config.rounding == "learned" else SAMPLES
         self._first: list[Any] | None = [] if isinstance(data, Iterator) else None
         self.data = data if self._first is None else self._remembered(data, self._first)
 
     def _remembered(self, data: Iterator[Any], first: list[Any]) -> Iterator[Any]:
         for sample in data:
-            if len(first) < self._kept:
+            if len(first) < self.count:
                 first.append(deepcopy(sample))  # its maker may use the memory again
             yield sample
 
@@ -58,17 +60,12 @@ class Excerpt:
         if calibrated is None:
             # One of them may be a batch, of several feeds.
             calibrated = max(samples.length or SPREAD, *counts)
-        among = min(calibrated, SPREAD if self._first is None else self._kept)
+        among = min(calibrated, SPREAD if self._first is None else self.count)
         for at, feed in enumerate(islice(samples, among)):
             # Each place on a line of `count` steps is taken by the first sample at or after it.
             chosen = [-at * count % among < count for count in counts]
             if any(chosen):
                 yield feed, chosen
-
-
-def samples_wanted(config: QuantConfig) -> int:
-    """Samples that are run for the corrections."""
-    return SPREAD if config.rounding == "learned" else SAMPLES
 
 
 class LayerInputs:
@@ -96,7 +93,7 @@ class LayerInputs:
         if not exposed:
             return
         runner = Sessions(self._config).session(self._model.with_outputs(exposed))
-        counts = samples_wanted(self._config) if layers else 0, count
+        counts = excerpt.count if layers else 0, count
         chosen = excerpt.feeds(self._model, self._config, calibrated, *counts)
         for at, (feed, (for_layers, for_caller)) in enumerate(chosen):
             wanted = exposed if for_layers else list(names)
