@@ -53,6 +53,14 @@ impl Along {
         }
     }
 
+    /// Elements that are stored past the caches together, or 1 for any number: parts of rows take longer than parts of lines.
+    fn unit(self) -> usize {
+        match self {
+            Self::Axis { channels, inner: 1 } if channels <= stream::PIECE => channels,
+            _ => 1,
+        }
+    }
+
     /// How many elements from `at` on are one run, and their parameters.
     fn run(self, at: usize) -> (usize, Run) {
         match self {
@@ -90,7 +98,7 @@ pub fn map<R: Real, I: Sync, O: Copy + Default + Send>(
             });
             return;
         }
-        stream::through(out, 1, |part, out| {
+        stream::through(out, along.unit(), |part, out| {
             let x = &x[part.clone()];
             each_run::<R>(along, start + part.start, x.len(), |range, run| {
                 kernel(&x[range.clone()], run, &mut out[range]);

@@ -55,13 +55,13 @@ pub fn through<O: Copy + Default>(
     let piece = (PIECE / size_of::<O>() / unit).max(1) * unit;
     // Pieces end with a line: one of which a part is stored now and the rest later takes as long as several.
     let before = if unit == 1 { out.as_ptr().addr() % LINE / size_of::<O>() } else { 0 };
-    let mut start = 0;
+    let (mut start, mut end) = (0, piece - before);
     while start < out.len() {
-        let end = out.len().min(start + piece - (start + before) % piece);
-        let results = &mut buffer.0[..end - start];
-        kernel(start..end, results);
-        copy(results, &mut out[start..end]);
-        start = end;
+        let part = start..end.min(out.len());
+        let results = &mut buffer.0[..part.len()];
+        kernel(part.clone(), results);
+        copy(results, &mut out[part]);
+        (start, end) = (end, end + piece);
     }
     fence();
 }
