@@ -121,6 +121,21 @@ def test_a_model_that_falls_behind_on_the_worst_samples_is_not_run_on_the_rest()
     assert len(counting.seen) == len(data)
 
 
+def test_the_worst_samples_stand_for_all() -> None:
+    counting, data = Counting(), feeds(1, 2, 1, 30, 1, 1)
+    judge = judging_by(scaled(1), data, counting)
+    error = judge.error(scaled(1.1)).noise
+    few = judge.worst(2)
+    assert [float(feed["x"].flat[0]) for feed in few.feeds] == [
+        float(data[at]["x"].flat[0]) for at in (3, 1)
+    ]
+    counting.seen.clear()
+    assert few.error(scaled(1.1)).noise == pytest.approx(error, rel=1e-12)
+    assert few.error(scaled(1.2)).noise == pytest.approx(4 * error, rel=1e-4)
+    assert len(counting.seen) == 4
+    assert judge.error(scaled(1.1)).noise == pytest.approx(error, rel=1e-12)
+
+
 def test_the_order_of_the_samples_changes_nothing() -> None:
     judge = judging_by(scaled(1), feeds(1, 2, 1, 30))
     assert judge.error(scaled(1.1)).noise == pytest.approx(

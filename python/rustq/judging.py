@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,16 @@ class Judge:
             (self._energies(sample.outputs) for sample in self._samples), self._nothing
         )
         self._amplitudes: list[float] = []
+
+    def worst(self, count: int) -> Judge:
+        """A judge by so many samples, those on which the last model was worst: its error is the
+        same to it, as if there were as much of the outputs as these have of that error."""
+        few = copy(self)
+        few._samples, few._amplitudes = self._samples[:count], self._amplitudes[:count]
+        energies = np.square(self._amplitudes)
+        if energies.any():
+            few._signal = self._signal * (energies[:count].sum() / energies.sum())
+        return few
 
     @property
     def feeds(self) -> list[Feed]:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rustq import text
+from rustq.attribution import shares
 from rustq.judging import UNKNOWN, Error, Judge
-from rustq.measuring import Reference, decibels
-from rustq.ranking import prefixes, ranked
+from rustq.measuring import decibels
+from rustq.ranking import prefixes
 
 if TYPE_CHECKING:
     from rustq.api import Task
@@ -35,8 +36,8 @@ of 1 %, 16 % may stay float."""
 LOW = 0.03
 """Relative noise of the outputs, 15 dB below them, above which the layers that cause it are looked
 for, and the user is told what can be done if it stays."""
-RANKED = 16
-"""Samples on which these layers are looked for, the worst."""
+FEW = 4
+"""Samples on which remedies are looked for, the worst. What is found is judged on all."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,12 @@ def remedied(first: Trial, judge: Judge) -> tuple[Trial, list[str]]:
 
 def _remedied(first: Trial, judge: Judge) -> tuple[Trial, list[str]]:
     """The worthiest of what the remedies make, the second of the first or by itself."""
+    few = judge.worst(FEW)
     best, notes = first, list[str]()
-    if dearer := _dearer(first, judge):
+    if dearer := _dearer(first, judge, few):
         best, notes = dearer[0], [dearer[1]]
     start, before = (best, notes) if best.noise > LOW else (first, [])
-    spared = _spared(start, judge)
-    if spared and spared[0].worth > best.worth:
+    if spared := _spared(start, best, judge, few):
         best, notes = spared[0], [*before, spared[1]]
     return best, notes
 
@@ -123,52 +124,58 @@ def _free(task: Task) -> bool:
     return task.config.noise_price is None and task.config.weights == "int8"
 
 
-def _dearer(first: Trial, judge: Judge) -> tuple[Trial, str] | None:
+def _dearer(first: Trial, judge: Judge, few: Judge) -> tuple[Trial, str] | None:
     """With a higher price of noise, if the outputs are poor and it is worth what stays float."""
     if first.noise <= POOR:
         return None
     task, price = first.task, first.task.noise_price
     dearer = (replace(task.config, noise_price=factor * price) for factor in DEARER)
-    best = _worthiest(first, (replace(task, config=config) for config in dearer), judge)
-    return _kept(
-        first, best, f"noise price: {best.task.noise_price:g} in place of {price:g} brings"
-    )
+    best = _worthiest(first, (replace(task, config=config) for config in dearer), judge, few)
+    if best is first:
+        return None
+    return best, _note(f"noise price: {best.task.noise_price:g} in place of {price:g}", first, best)
 
 
-def _spared(first: Trial, judge: Judge) -> tuple[Trial, str] | None:
-    """With the layers in float that do most harm, if the outputs are poor still."""
+def _spared(first: Trial, best: Trial, judge: Judge, few: Judge) -> tuple[Trial, str] | None:
+    """With the layers in float that do most harm, if the outputs are poor still and that is worth
+    more than the best so far."""
     if first.noise <= LOW:
         return None
-    names = _by_harm(first.task, judge)
+    names = _by_harm(first, few)
     spared = (replace(first.task, spared=tuple(prefix)) for prefix in prefixes(names))
-    best = _worthiest(first, spared, judge)
-    count = len(best.task.spared)
-    return _kept(
-        first, best, f"layers left in float for the sake of the outputs: {count}, which brings"
+    found = _worthiest(best, spared, judge, few)
+    if found is best:
+        return None
+    count = len(found.task.spared)
+    return found, _note(
+        f"layers left in float for the sake of the outputs: {count}, which", first, found
     )
 
 
-def _worthiest(first: Trial, others: Iterable[Task], judge: Judge) -> Trial:
-    """The one worth most, of a trial and those after it up to the first that is good enough."""
+def _worthiest(first: Trial, others: Iterable[Task], judge: Judge, few: Judge) -> Trial:
+    """The one worth most, of a trial and those of ever less in int8 up to the first that is good
+    enough: looked for on few samples, and kept if it is worth more on all."""
     best = first
     for task in others:
         trial = Trial.of(task)
+        if trial.int8 <= best.worth:
+            break
         # Above that it is neither worth more nor good enough.
-        trial = trial.judged(judge, noise=max((trial.int8 - best.worth) / WORTH, POOR))
+        trial = trial.judged(few, noise=max((trial.int8 - best.worth) / WORTH, POOR))
         best = max(best, trial, key=lambda trial: trial.worth)
         if trial.noise <= POOR:
             break
-    return best
+    return first if best is first else max(first, best.judged(judge), key=lambda trial: trial.worth)
 
 
-def _kept(first: Trial, best: Trial, what: str) -> tuple[Trial, str] | None:
-    """The best trial and a note, unless it is what there was."""
-    if best is first:
-        return None
-    return best, f"{what} that to {best.summary} in place of {100 * first.int8:.0f} %; kept"
+def _note(what: str, first: Trial, best: Trial) -> str:
+    return f"{what} brings that to {best.summary} in place of {100 * first.int8:.0f} %; kept"
 
 
-def _by_harm(task: Task, judge: Judge) -> list[str]:
+def _by_harm(trial: Trial, judge: Judge) -> list[str]:
     """The int8 layers, that with the largest share of the outputs' error first."""
-    reference = Reference(task.as_run, judge.feeds[:RANKED], task.sessions)
-    return [layer.name for layer in ranked(task, task.quantized(), reference).layers]
+    task = replace(trial.task, made=trial.outcome)
+    quantized = task.quantized()
+    layers = quantized.report.layers
+    found = shares(task.as_run, quantized._core, layers, judge.feeds, task.sessions)
+    return sorted(found, key=lambda name: -found[name])
