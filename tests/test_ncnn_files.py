@@ -87,6 +87,22 @@ def test_shapes_are_asked_for(tmp_path: Path) -> None:
         rustq.quantize(model, target="ncnn", config=wrong)
 
 
+def test_samples_of_other_shapes_than_the_file_count_in_the_ranges() -> None:
+    net = Net()
+    y = net.op("Relu", net.conv(net.input("x", "N", 3, 8, "W"), 3, 4))
+    model = net.model(y)
+    random = np.random.default_rng(0)
+    data = [random.normal(size=(1, 3, 8, width)).astype(np.float32) for width in (8, 12, 10)]
+    for samples in (data, iter(data)):
+        result = rustq.quantize(model, samples, target="ncnn")
+        assert result.calibration is not None
+        assert result.calibration.range("x", method="minmax")[1] == max(s.max() for s in data)
+        assert [note for note in result.report.notes if "no settings were tried" in note]
+        assert result.report.layers[0].quantized
+    alike = rustq.quantize(model, data[:1], target="ncnn")
+    assert not [note for note in alike.report.notes if "no settings were tried" in note]
+
+
 def test_inspect_finds_what_ncnn_would_not(tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "demo.param"
     rustq.quantize(demo.model_path(), demo.calibration(), target="ncnn").save(path)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from rustq import text
 from rustq.corrections import Excerpt, LayerInputs, layer_inputs
-from rustq.errors import ModelError
+from rustq.errors import DataError, ModelError
 from rustq.judging import UNKNOWN, Judge, runs
 from rustq.remedies import Trial, remedied
 
@@ -48,6 +48,10 @@ EXACT = 1e-10
 may differ by: there is nothing to choose."""
 SHARE = 0.98
 """Least multiply-accumulates in int8, relative to those of the first candidate."""
+OTHER_SHAPES = (
+    "the file has fixed shapes, those of input_shapes= or the first sample, and there are samples"
+    " of others: calibrated on all, but no settings were tried and no biases corrected"
+)
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,11 @@ def chosen(task: Task, excerpt: Excerpt, report: Progress) -> Task:
         judge, inputs = _looked_at(task, excerpt, widest)
     except ModelError:
         return task
+    except DataError:
+        if task.as_run is task.model:
+            raise
+        # They were calibrated on, so that it is the shapes that do not fit.
+        return replace(task, notes=(*task.notes, OTHER_SHAPES))
     task = replace(task, inputs=inputs, method=asked.method)
     best, label = _best(task, candidates, judge, report)
     if best.noise <= EXACT:
