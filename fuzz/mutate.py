@@ -4,11 +4,12 @@
 
 Without files, the models of onnx's own tests and the one of the demo are mutated: bytes are
 flipped, cut out, doubled and replaced by extremes, or fields of the message are set to values that
-are wrong. Each mutant is loaded, folded and quantized, dynamically and with a calibration of no
-data, by a worker process. What counts as found: a crash, an `InternalError` or an exception that
-is not documented, a message of several lines, more than 10 seconds of the processors' time, nothing
-at all for 10 minutes, or memory above 10 times the file, beyond 256 MiB that onnx's converter and
-ONNX Runtime may take for themselves. It is kept in a file, and the exit status is 1.
+are wrong. Each mutant is loaded, folded, quantized, dynamically and with a calibration of no data,
+and written for every target, by a worker process. What counts as found: a crash, an `InternalError`
+or an exception that is not documented, a message of several lines, more than 10 seconds of the
+processors' time, nothing at all for 10 minutes, or memory above 10 times the file, beyond 256 MiB
+that onnx's converter and ONNX Runtime may take for themselves. It is kept in a file, and the exit
+status is 1.
 """
 
 from __future__ import annotations
@@ -176,11 +177,17 @@ MUTATIONS: tuple[Mutation, ...] = (
 
 # ---------------------------------------------------------------------- what must hold
 DOCUMENTED = (rustq.ModelError, rustq.DataError, rustq.UnsupportedError)
+INT4, FLOAT16 = rustq.QuantConfig(weights="int4"), rustq.QuantConfig(weights="float16")
 VERBS: tuple[Callable[[bytes], Any], ...] = (
     lambda content: rustq.load(content).to_bytes(),
     rustq.fold,
     rustq.quantize,
+    lambda content: rustq.quantize(content, config=INT4),
     lambda content: rustq.quantize(content, rustq.Calibration()),
+    lambda content: rustq.quantize(content, rustq.Calibration(), target="tensorrt"),
+    lambda content: rustq.quantize(content, rustq.Calibration(), target="ascend"),
+    lambda content: rustq.quantize(content, target="ncnn"),
+    lambda content: rustq.quantize(content, target="ncnn", config=FLOAT16),
 )
 
 

@@ -101,6 +101,7 @@ fn _rustq(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(export::lint_tensorrt, module)?)?;
     module.add_function(wrap_pyfunction!(export::quantize_ascend, module)?)?;
     module.add_function(wrap_pyfunction!(ncnn::ncnn_export, module)?)?;
+    module.add_function(wrap_pyfunction!(ncnn::ncnn_check, module)?)?;
     module.add_function(wrap_pyfunction!(ncnn::ncnn_unsupported, module)?)?;
     module.add_function(wrap_pyfunction!(ncnn::ncnn_read, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::quantize, module)?)?;

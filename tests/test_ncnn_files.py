@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rustq
+import zoo
 from builders import Net, run
 from ncnn_runtime import Case
 from ncnn_runtime import run as run_ncnn
@@ -50,6 +52,25 @@ def test_a_failure_writes_nothing(tmp_path: Path) -> None:
     rustq.load(model).save(path)
     assert main(["quantize", str(path), "--target", "ncnn"]) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["sort.onnx"]
+
+
+def test_a_refusal_names_the_node_and_comes_before_the_calibration() -> None:
+    model = zoo.looping()
+    # A body that claims another rank than it computes, which runs all the same.
+    [body] = [node.attribute[0].g for node in model.graph.node if node.op_type == "Loop"]
+    body.output[0].type.tensor_type.shape.dim.add().dim_value = 1
+    seen: list[int] = []
+
+    def samples() -> Iterator[np.ndarray[Any, Any]]:
+        for number in range(9):
+            seen.append(number)
+            yield np.ones((1, 16, 16, 16), np.float32)
+
+    for data in (samples(), [*samples()]):
+        seen.clear()
+        with pytest.raises(rustq.UnsupportedError, match=r" \(Loop\) .*the loop unrolled"):
+            rustq.quantize(model, data, target="ncnn")
+        assert len(seen) <= 1
 
 
 def test_all_that_is_unsupported_is_listed(tmp_path: Path, capsys: Any) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "histogram",
     "lint_tensorrt",
     "min_max",
+    "ncnn_check",
     "ncnn_export",
     "ncnn_read",
     "ncnn_unsupported",
@@ -231,6 +232,7 @@ def quantize_dynamic(
 def ncnn_export(
     model: Model, calibration: Calibration | None, choices: _Choices, *, weights: str
 ) -> tuple[str, bytes, str | None, list[dict[str, Any]], list[str], Model]: ...
+def ncnn_check(model: Model) -> None: ...
 def ncnn_unsupported(model: Model) -> list[tuple[str, str, str, str]]: ...
 def ncnn_read(
     param: str, bin: bytes | None

@@ -320,6 +320,7 @@ class Task:
             shapes = _first_shapes(prepared, data, config)
             return cls(source, prepared, None, runtime, scheme, config, tuple(notes), shapes=shapes)
         from rustq.corrections import SPREAD, Excerpt, layer_inputs
+        from rustq.frameworks import example
 
         if config.activations == "float32" or config.weights in runtime.weights_alone:
             few = list(islice(data, SPREAD)) if isinstance(data, Iterator) else data
@@ -329,6 +330,9 @@ class Task:
             if config.corrects:
                 inputs = layer_inputs(prepared, Excerpt(few, config), config, None)
             return cls(source, prepared, None, runtime, scheme, config, tuple(notes), inputs)
+        if runtime.suffix != ".onnx":  # before the time of a calibration
+            first, data = example(data, 1) if isinstance(data, Iterator) else (data, data)
+            runtime.check(prepared, config, _first_shapes(prepared, first, config))
         excerpt = Excerpt(data, config)
         calibration, samples = _observed(prepared, excerpt.data, config, progress, executor)
         notes += samples.notes

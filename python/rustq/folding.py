@@ -24,6 +24,9 @@ __all__ = ["FoldRecord", "FoldedModel", "check_vectors", "folded", "inferred_val
 ROUNDS = 8
 """Shapes that follow from constants that follow from shapes: how often."""
 
+BODIES = frozenset({"If", "Loop", "Scan"})
+"""Operators with subgraphs."""
+
 LIMIT, LEAST, SHARE = 1 << 26, 1 << 22, 4
 """Bytes that computed constants may take in all: the first number, but no more than the second and
 so many times those of the model, since a small file must not ask for a large one."""
@@ -83,7 +86,7 @@ def folded(core: _rustq.Model) -> FoldedModel:
 
 def specialized(core: _rustq.Model, shapes: Mapping[str, Sequence[int]]) -> _rustq.Model:
     """`core` for inputs of these shapes alone: folded again, with the shape of every value that
-    onnx can infer.
+    onnx can infer. Within a body of If, Loop or Scan it may take for inconsistent what runs.
 
     Raises:
         ModelError: the model is inconsistent, with itself or with these shapes.
@@ -92,8 +95,9 @@ def specialized(core: _rustq.Model, shapes: Mapping[str, Sequence[int]]) -> _rus
 
     fixed = folded(core.with_input_shapes(shapes))._core
     proto = onnx.load_model_from_string(fixed.skeleton().to_bytes())
+    strict = BODIES.isdisjoint(node.op_type for node in proto.graph.node)
     try:
-        inferred = inferred_values(proto, strict_mode=True)
+        inferred = inferred_values(proto, strict_mode=strict)
     except Exception as error:  # onnx raises several errors without a base class
         reason = " ".join(str(error).split())
         raise ModelError(f"the shapes of values cannot be inferred: {reason}") from None

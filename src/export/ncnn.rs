@@ -104,6 +104,16 @@ pub fn unsupported(model: &Model) -> Result<Vec<Unsupported>> {
     Ok(lower::lower(&graph, model.opset().unwrap_or(1)).err().unwrap_or_default())
 }
 
+/// Whether `model`, whose shapes are fixed and described, can be exported.
+///
+/// # Errors
+/// [`Error::Unsupported`] naming a node that cannot be, [`Error::Model`] when the model is inconsistent.
+pub fn check(model: &Model) -> Result<()> {
+    let graph = Graph::new(model.graph());
+    graph.check()?;
+    lowered(model, &graph).map(drop)
+}
+
 /// Exports a folded model whose shapes are fixed and described. With [`Format::Int8`] and no calibration, what needs no
 /// ranges of activations is quantized: the products are of weights and of rows that ncnn quantizes as it runs.
 ///

@@ -35,6 +35,13 @@ pub(super) fn ncnn_export<'py>(
     Ok((done.param, bin, done.table, layers, done.notes, PyModel(done.simulation)))
 }
 
+/// Refuses a model that cannot be exported.
+#[pyfunction]
+pub(super) fn ncnn_check(py: Python<'_>, model: PyRef<'_, PyModel>) -> PyResult<()> {
+    let model = &model.0;
+    super::run(py, || ncnn::check(model))
+}
+
 /// Everything that cannot be exported: node, operator, reason, and what to do.
 #[pyfunction]
 pub(super) fn ncnn_unsupported(

@@ -212,6 +212,13 @@ class Target:
         step: str = import_module(f"{__name__}.{self.name}").next_step(model, files)
         return step
 
+    def check(
+        self, model: _rustq.Model, config: QuantConfig, shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        """Raises `UnsupportedError` where a folded model cannot be written."""
+        if self.suffix != ".onnx":
+            import_module(f"{__name__}.{self.name}").check(model, config, shapes)
+
     def unsupported(
         self, model: _rustq.Model, config: QuantConfig, shapes: Mapping[str, tuple[int, ...]]
     ) -> list[Unsupported]:

@@ -17,7 +17,7 @@ from rustq.targets import Job, Outcome
 if TYPE_CHECKING:
     from rustq.model import Model
 
-__all__ = ["Contents", "Layer", "as_run", "make", "next_step", "read", "unsupported"]
+__all__ = ["Contents", "Layer", "as_run", "check", "make", "next_step", "read", "unsupported"]
 
 
 def make(job: Job) -> Outcome:
@@ -38,6 +38,16 @@ def make(job: Job) -> Outcome:
 def next_step(model: Model, files: Sequence[Path]) -> str:
     """A look at what was written."""
     return f"rustq inspect {shlex.quote(str(files[0]))}"
+
+
+def check(model: _rustq.Model, config: QuantConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses a folded model that cannot be exported.
+
+    Raises:
+        UnsupportedError: the first node that cannot be.
+        ModelError: the shapes do not fit the model.
+    """
+    _rustq.ncnn_check(as_run(model, config, shapes))
 
 
 def unsupported(

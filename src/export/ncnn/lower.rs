@@ -16,7 +16,7 @@ mod shape;
 mod slices;
 mod table;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 pub(super) use shape::permutation_order;
 
@@ -121,6 +121,8 @@ pub(super) struct Lowering<'m> {
     pub opset: i64,
     net: Net,
     blobs: HashMap<&'m str, Blob>,
+    /// Values behind what cannot be lowered, of which not even the shape is known: what reads them cannot be judged.
+    unknown: HashSet<&'m str>,
     layer_names: Names,
     blob_names: Names,
 }
@@ -132,13 +134,16 @@ pub(super) fn lower<'m>(graph: &'m Graph<'m>, opset: i64) -> Result<Net, Vec<Uns
         opset,
         net: Net::default(),
         blobs: HashMap::new(),
+        unknown: HashSet::new(),
         layer_names: Names::default(),
         blob_names: Names::default(),
     };
     let mut refused = lowering.inputs();
     for (id, proto) in graph.nodes().iter().enumerate() {
         let node = Node { id, proto };
-        if let Err(refusal) = table::lower_node(&mut lowering, &node) {
+        if proto.input.iter().any(|name| lowering.unknown.contains(name.as_str())) {
+            lowering.go_on_after(&node);
+        } else if let Err(refusal) = table::lower_node(&mut lowering, &node) {
             refused.push(table::describe(proto, refusal));
             lowering.go_on_after(&node);
         }
@@ -177,6 +182,7 @@ impl<'m> Lowering<'m> {
         for output in self.graph.outputs() {
             match self.blobs.get(output) {
                 Some(blob) => self.net.outputs.push((output.to_owned(), blob.name.clone())),
+                None if self.unknown.contains(output) => {}
                 None => {
                     refused.push(Unsupported::about(output, "output", "nothing computes it but constants"))
                 }
@@ -187,7 +193,10 @@ impl<'m> Lowering<'m> {
     /// Pretends that a node could be lowered, to find what else could not be.
     fn go_on_after(&mut self, node: &Node<'m>) {
         for output in node.proto.output.iter().filter(|o| !o.is_empty()) {
-            let dims = self.dims(output).unwrap_or_else(|_| vec![1]);
+            let Ok(dims) = self.dims(output) else {
+                self.unknown.insert(output);
+                continue;
+            };
             let batch = dims.first().filter(|&&d| d == 1).map(|_| 0);
             let blob = Blob { name: self.blob_names.fresh(output), dims, batch };
             self.blobs.entry(output).or_insert(blob);

@@ -89,6 +89,9 @@ fn given_pads(node: &Node, axes: usize) -> Lowered<Vec<(usize, usize)>> {
 /// The input of a node that works on feature maps (N, C, spatial axes…).
 pub(super) fn feature_map(lowering: &mut Lowering, node: &Node) -> Lowered<Blob> {
     let x = lowering.input(node, 0)?;
+    if x.rank() < 3 {
+        return Err(format!("its input has {} axes, of which none is spatial", x.rank()).into());
+    }
     match x.dims.first() {
         Some(1) if x.batch == Some(0) => Ok(x),
         Some(1) => {
