@@ -250,6 +250,24 @@ def test_shapes_with_a_billion_entries(declared: bool, opset: int) -> None:
     assert time.process_time() - started < 3
 
 
+@pytest.mark.parametrize("opset", [2, 11, 17])
+def test_a_slice_of_a_negative_dimension_does_not_end_the_process(opset: int) -> None:
+    """onnx/onnx#8481: its inference takes -1, which some exporters write for any length, for one."""
+    net = Net()
+    x = net.input("x", -1, 8)
+    bounds = ([0], [1], [0])
+    if opset < 10:
+        y = net.op("Slice", x, **dict(zip(("starts", "ends", "axes"), bounds, strict=True)))
+    else:
+        y = net.op("Slice", x, *(net.constant(bound, dtype=np.int64) for bound in bounds))
+    output = helper.make_tensor_value_info(net.op("Relu", y), TensorProto.FLOAT, None)
+    graph = helper.make_graph(net.nodes, "net", net.inputs, [output], net.initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    folded = rustq.fold(model).to_onnx()
+    assert folded.graph.input[0] == model.graph.input[0]
+    rustq.quantize(model)
+
+
 def test_more_dimensions_than_arrays_have() -> None:
     started = time.process_time()
     with pytest.raises(rustq.ModelError) as raised:
@@ -715,3 +733,7 @@ def test_a_name_with_a_line_break_leaves_the_message_in_one_line() -> None:
     model.graph.node.add(name="a\nb")
     with pytest.raises(rustq.ModelError, match=r"^node 0, 'a\\nb', has no operator$"):
         rustq.fold(model.SerializeToString())
+    net = Net()
+    model = net.model(net.op("Relu", net.input("a\nb", 1, "length")))
+    with pytest.raises(rustq.UnsupportedError, match=r"input 'a\\nb' is .*--input-shape a\\nb=1x…"):
+        rustq.quantize(model, target="ncnn")

@@ -50,7 +50,7 @@ def at_least(model: _rustq.Model, opset: int) -> tuple[_rustq.Model, str]:
     try:
         check_vectors(model)  # the converter infers shapes
         _check(model)
-        proto = onnx.load_model_from_string(model.to_bytes())
+        proto = onnx.load_model_from_string(model.without_negative_dimensions().to_bytes())
         converted = version_converter.convert_version(proto, opset)
     except Exception as error:  # the converter raises RuntimeError, and more, without a base class
         return model, f"opset {model.opset} could not be converted to {opset}: {_reason(error)}"

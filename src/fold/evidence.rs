@@ -93,7 +93,30 @@ pub fn skeleton(model: &Model) -> Result<Model> {
     graph.initializer = small;
     graph.input.extend(large.iter().filter(|tensor| !declared.contains(tensor.name())).map(declaration));
     graph.value_info.clear();
+    forget_negative(graph);
     Model::from_proto(proto)
+}
+
+/// `model` with dimensions below 0, which stand for such as are not known, left open: onnx takes them for lengths, and a Slice of
+/// one ends the process (onnx/onnx#8481).
+///
+/// # Errors
+/// [`crate::Error::Model`] when the model has no graph.
+pub fn without_negative_dimensions(model: &Model) -> Result<Model> {
+    let mut proto = model.clone().into_proto();
+    forget_negative(proto.graph.get_or_insert_default());
+    Model::from_proto(proto)
+}
+
+fn forget_negative(graph: &mut GraphProto) {
+    let values = graph.input.iter_mut().chain(&mut graph.output).chain(&mut graph.value_info);
+    let tensors = values.filter_map(|value| value.r#type.as_mut()?.tensor_type.as_mut()?.shape.as_mut());
+    for dimension in tensors.flat_map(|shape| &mut shape.dim) {
+        dimension.dim_value = dimension.dim_value.filter(|&length| length >= 0);
+    }
+    for attribute in graph.node.iter_mut().flat_map(|node| &mut node.attribute) {
+        attribute.g.as_deref_mut().into_iter().chain(&mut attribute.graphs).for_each(forget_negative);
+    }
 }
 
 /// `model` with the descriptions of values of `other`, as far as it has the values.

@@ -83,6 +83,11 @@ impl PyModel {
         run(py, || evidence::skeleton(&self.0)).map(Self)
     }
 
+    /// The model with dimensions below 0 left open.
+    fn without_negative_dimensions(&self, py: Python<'_>) -> PyResult<Self> {
+        run(py, || evidence::without_negative_dimensions(&self.0)).map(Self)
+    }
+
     /// Whether a vector is longer than onnx can take for a shape in the memory there is.
     #[getter]
     fn has_long_vectors(&self) -> bool {

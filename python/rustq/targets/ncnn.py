@@ -79,11 +79,16 @@ def as_run(
             known[:1] = [1]
         if (dims is None and not known) or not all(isinstance(d, int) for d in known):
             raise UnsupportedError(
-                f"ncnn needs fixed shapes, and that of input '{name}' is {dims}: give data, or"
-                f" input_shapes={{{name!r}: (1, …)}} (--input-shape {name}=1x…)"
+                f"ncnn needs fixed shapes, and that of input {name!r} is {dims}: give data, or"
+                f" input_shapes={{{name!r}: (1, …)}} (--input-shape {_shown(name)}=1x…)"
             )
         shapes[name] = [d for d in known if isinstance(d, int)]
     return specialized(model, shapes)
+
+
+def _shown(name: str) -> str:
+    """A name within a line."""
+    return repr(name)[1:-1]
 
 
 @dataclass(frozen=True)
