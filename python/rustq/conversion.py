@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rustq import _rustq
 from rustq.errors import ModelError
-from rustq.folding import check_vectors, folded
+from rustq.folding import check_lengths, check_vectors, folded
 
 __all__ = ["at_least", "inlined"]
 
@@ -50,6 +50,7 @@ def at_least(model: _rustq.Model, opset: int) -> tuple[_rustq.Model, str]:
     try:
         check_vectors(model)  # the converter infers shapes
         _check(model)
+        check_lengths(onnx.load_model_from_string(model.skeleton().to_bytes()))
         proto = onnx.load_model_from_string(model.without_negative_dimensions().to_bytes())
         converted = version_converter.convert_version(proto, opset)
     except Exception as error:  # the converter raises RuntimeError, and more, without a base class

@@ -19,13 +19,40 @@ from rustq.model import Model
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FoldRecord", "FoldedModel", "check_vectors", "folded", "inferred_values", "specialized"]
+__all__ = [
+    "FoldRecord",
+    "FoldedModel",
+    "check_lengths",
+    "check_vectors",
+    "folded",
+    "inferred_values",
+    "specialized",
+]
 
 ROUNDS = 8
 """Shapes that follow from constants that follow from shapes: how often."""
 
 BODIES = frozenset({"If", "Loop", "Scan"})
 """Operators with subgraphs."""
+
+POOLS = ("AveragePool", "LpPool", "MaxPool")
+SHRINKING = frozenset(
+    (
+        "CenterCropPad",
+        "Col2Im",
+        "Conv",
+        "ConvTranspose",
+        *POOLS,
+        "Pad",
+        "Resize",
+        "Split",
+        "Upsample",
+    )
+)
+"""Operators of which onnx may infer a negative length."""
+
+UNSEEN = "rustq.unseen"
+"""A domain of which onnx knows nothing."""
 
 LIMIT, LEAST, SHARE = 1 << 26, 1 << 22, 4
 """Bytes that computed constants may take in all: the first number, but no more than the second and
@@ -115,8 +142,39 @@ def inferred_values(proto: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
 
     for data_prop in (False, True):
         check_vectors(_rustq.Model.from_bytes(proto.SerializeToString()))
+        check_lengths(proto)
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=data_prop, **options)
     return proto
+
+
+def check_lengths(proto: onnx.ModelProto) -> None:
+    """Raises `ModelError` where a length that onnx infers is negative and may come to a Slice, at
+    which it would end the process (onnx/onnx#8481): of a kernel larger than its input, say. Shapes
+    are inferred without the slices, then with those whose inputs are known to be sound, and so on.
+    """
+    import onnx
+
+    kinds = {node.op_type for node in proto.graph.node}
+    if "Slice" not in kinds or kinds.isdisjoint(SHRINKING):
+        return
+    probe = onnx.ModelProto()
+    probe.CopyFrom(proto)
+    probe.opset_import.add(domain=UNSEEN, version=1)
+    unseen = [node for node in probe.graph.node if node.op_type == "Slice" and not node.domain]
+    for node in unseen:
+        node.domain = UNSEEN
+    for _ in range(ROUNDS):
+        graph = onnx.shape_inference.infer_shapes(probe).graph
+        values = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
+        for name, value in values.items():
+            if any(dim.dim_value < 0 for dim in value.type.tensor_type.shape.dim):
+                raise ModelError(f"the shape of {name!r} would have a negative length")
+        sound = [node for node in unseen if node.input and node.input[0] in values]
+        if not sound:
+            return
+        for node in sound:
+            node.domain = ""
+        unseen = [node for node in unseen if node.domain]
 
 
 def check_vectors(model: _rustq.Model) -> None:
@@ -135,6 +193,7 @@ def _with_inferred_shapes(model: _rustq.Model) -> _rustq.Model:
     try:
         check_vectors(skeleton)
         proto = onnx.load_model_from_string(skeleton.to_bytes())
+        check_lengths(proto)
         inferred = onnx.shape_inference.infer_shapes(proto)
     except Exception:  # onnx raises several errors without a base class; all mean the same here
         return model.with_values_of(skeleton)
