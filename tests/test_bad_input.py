@@ -268,38 +268,6 @@ def test_a_slice_of_a_negative_dimension_does_not_end_the_process(opset: int) ->
     rustq.quantize(model)
 
 
-SHRINK: dict[str, Callable[[Net, str], str]] = {
-    "Conv": lambda net, x: net.op("Conv", x, net.constant(np.zeros((1, 1, 5, 5), np.float32))),
-    "MaxPool": lambda net, x: net.op("MaxPool", x, kernel_shape=[5, 5]),
-    "Pad": lambda net, x: net.op("Pad", x, net.constant([0, 0, -3, 0] * 2, dtype=np.int64)),
-    "Resize": lambda net, x: net.op("Resize", x, "", net.constant(np.float32([1, 1, -2, -2]))),
-}
-
-
-@pytest.mark.parametrize("sliced_first", [False, True])
-@pytest.mark.parametrize("op_type", SHRINK)
-def test_a_slice_of_a_length_inferred_below_0_does_not_end_the_process(
-    op_type: str, sliced_first: bool
-) -> None:
-    net = Net()
-
-    def first(x: str, count: int) -> str:
-        bounds = (net.constant([bound], dtype=np.int64) for bound in (0, count, 2))
-        return net.op("Slice", x, *bounds)
-
-    x = net.input("x", 1, 1, 2, 2)
-    y = first(SHRINK[op_type](net, first(x, 2) if sliced_first else x), 1)
-    output = helper.make_tensor_value_info(net.op("Relu", y), TensorProto.FLOAT, None)
-    graph = helper.make_graph(net.nodes, "net", net.inputs, [output], net.initializers)
-    for opset in (11, 17):
-        imports = [helper.make_opsetid("", opset)]
-        rustq.fold(helper.make_model(graph, opset_imports=imports, ir_version=8))
-    model = helper.make_model(graph, opset_imports=imports, ir_version=8)
-    rustq.quantize(model)
-    with pytest.raises(rustq.ModelError, match=r"the shape of '.*' would have a negative length"):
-        rustq.quantize(model, target="ncnn")
-
-
 def test_more_dimensions_than_arrays_have() -> None:
     started = time.process_time()
     with pytest.raises(rustq.ModelError) as raised:

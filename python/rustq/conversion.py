@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rustq import _rustq
 from rustq.errors import ModelError
-from rustq.folding import check_lengths, check_vectors, folded
+from rustq.folding import folded
+from rustq.inference import check_inference
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["at_least", "inlined"]
 
@@ -48,9 +54,9 @@ def at_least(model: _rustq.Model, opset: int) -> tuple[_rustq.Model, str]:
     from onnx import version_converter
 
     try:
-        check_vectors(model)  # the converter infers shapes
-        _check(model)
-        check_lengths(onnx.load_model_from_string(model.skeleton().to_bytes()))
+        skeleton = onnx.load_model_from_string(model.skeleton().to_bytes())
+        _check(skeleton)
+        check_inference(skeleton)  # the converter infers shapes
         proto = onnx.load_model_from_string(model.without_negative_dimensions().to_bytes())
         converted = version_converter.convert_version(proto, opset)
     except Exception as error:  # the converter raises RuntimeError, and more, without a base class
@@ -59,12 +65,11 @@ def at_least(model: _rustq.Model, opset: int) -> tuple[_rustq.Model, str]:
     return folded(core.with_metadata_of(model))._core, ""
 
 
-def _check(model: _rustq.Model) -> None:
+def _check(proto: onnx.ModelProto) -> None:
     """Raises onnx's error if a node is not as its operator asks: the converter takes attributes of
     other types for what they are not, and the process with it."""
     import onnx
 
-    proto = onnx.load_model_from_string(model.skeleton().to_bytes())
     # What says nothing of nodes, and is missing in models that work.
     proto.graph.name = proto.graph.name or "graph"
     for value in (*proto.graph.input, *proto.graph.output):

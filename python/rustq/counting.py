@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from rustq.errors import ModelError
-from rustq.folding import folded, inferred_values
+from rustq.folding import folded
+from rustq.inference import infer_shapes
 
 if TYPE_CHECKING:
     import onnx
@@ -89,7 +90,9 @@ def _described(model: _rustq.Model, activations: Set[str]) -> onnx.GraphProto:
             if dim.dim_value <= 0:  # some exporters write -1
                 dim.dim_value = OPEN
     try:
-        return inferred_values(proto).graph
+        for data_prop in (False, True):
+            infer_shapes(proto, data_prop=data_prop)
+        return proto.graph
     except Exception:  # onnx raises several errors without a base class; all mean the same here
         return onnx.GraphProto()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rustq import _rustq
 from rustq.errors import ModelError
+from rustq.inference import infer_shapes
 from rustq.model import Model
 
 if TYPE_CHECKING:
@@ -22,10 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FoldRecord",
     "FoldedModel",
-    "check_lengths",
-    "check_vectors",
     "folded",
-    "inferred_values",
     "specialized",
 ]
 
@@ -34,25 +32,6 @@ ROUNDS = 8
 
 BODIES = frozenset({"If", "Loop", "Scan"})
 """Operators with subgraphs."""
-
-POOLS = ("AveragePool", "LpPool", "MaxPool")
-SHRINKING = frozenset(
-    (
-        "CenterCropPad",
-        "Col2Im",
-        "Conv",
-        "ConvTranspose",
-        *POOLS,
-        "Pad",
-        "Resize",
-        "Split",
-        "Upsample",
-    )
-)
-"""Operators of which onnx may infer a negative length."""
-
-UNSEEN = "rustq.unseen"
-"""A domain of which onnx knows nothing."""
 
 LIMIT, LEAST, SHARE = 1 << 26, 1 << 22, 4
 """Bytes that computed constants may take in all: the first number, but no more than the second and
@@ -124,64 +103,12 @@ def specialized(core: _rustq.Model, shapes: Mapping[str, Sequence[int]]) -> _rus
     proto = onnx.load_model_from_string(fixed.skeleton().to_bytes())
     strict = BODIES.isdisjoint(node.op_type for node in proto.graph.node)
     try:
-        inferred = inferred_values(proto, strict_mode=strict)
+        for data_prop in (False, True):
+            infer_shapes(proto, strict_mode=strict, data_prop=data_prop)
     except Exception as error:  # onnx raises several errors without a base class
         reason = " ".join(str(error).split())
         raise ModelError(f"the shapes of values cannot be inferred: {reason}") from None
-    return fixed.described_as(_rustq.Model.from_bytes(inferred.SerializeToString()))
-
-
-def inferred_values(proto: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
-    """`proto` with the shapes that onnx infers, also from what vectors of lengths hold.
-
-    Raises:
-        ModelError: a vector is so long that its entries would fill the memory.
-        Exception: onnx raises several errors without a base class.
-    """
-    import onnx
-
-    for data_prop in (False, True):
-        check_vectors(_rustq.Model.from_bytes(proto.SerializeToString()))
-        check_lengths(proto)
-        proto = onnx.shape_inference.infer_shapes(proto, data_prop=data_prop, **options)
-    return proto
-
-
-def check_lengths(proto: onnx.ModelProto) -> None:
-    """Raises `ModelError` where a length that onnx infers is negative and may come to a Slice, at
-    which it would end the process (onnx/onnx#8481): of a kernel larger than its input, say. Shapes
-    are inferred without the slices, then with those whose inputs are known to be sound, and so on.
-    """
-    import onnx
-
-    kinds = {node.op_type for node in proto.graph.node}
-    if "Slice" not in kinds or kinds.isdisjoint(SHRINKING):
-        return
-    probe = onnx.ModelProto()
-    probe.CopyFrom(proto)
-    probe.opset_import.add(domain=UNSEEN, version=1)
-    unseen = [node for node in probe.graph.node if node.op_type == "Slice" and not node.domain]
-    for node in unseen:
-        node.domain = UNSEEN
-    for _ in range(ROUNDS):
-        graph = onnx.shape_inference.infer_shapes(probe).graph
-        values = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
-        for name, value in values.items():
-            if any(dim.dim_value < 0 for dim in value.type.tensor_type.shape.dim):
-                raise ModelError(f"the shape of {name!r} would have a negative length")
-        sound = [node for node in unseen if node.input and node.input[0] in values]
-        if not sound:
-            return
-        for node in sound:
-            node.domain = ""
-        unseen = [node for node in unseen if node.domain]
-
-
-def check_vectors(model: _rustq.Model) -> None:
-    """Raises `ModelError` where a vector is so long that its entries would fill the memory when
-    onnx infers shapes."""
-    if model.has_long_vectors:
-        raise ModelError("a vector is too long to be looked at entry by entry")
+    return fixed.described_as(_rustq.Model.from_bytes(proto.SerializeToString()))
 
 
 def _with_inferred_shapes(model: _rustq.Model) -> _rustq.Model:
@@ -189,15 +116,12 @@ def _with_inferred_shapes(model: _rustq.Model) -> _rustq.Model:
     the memory."""
     import onnx
 
-    skeleton = model.skeleton()
+    proto = onnx.load_model_from_string(model.skeleton().to_bytes())
     try:
-        check_vectors(skeleton)
-        proto = onnx.load_model_from_string(skeleton.to_bytes())
-        check_lengths(proto)
-        inferred = onnx.shape_inference.infer_shapes(proto)
+        infer_shapes(proto)
     except Exception:  # onnx raises several errors without a base class; all mean the same here
-        return model.with_values_of(skeleton)
-    return model.with_values_of(_rustq.Model.from_bytes(inferred.SerializeToString()))
+        del proto.graph.value_info[:]
+    return model.with_values_of(_rustq.Model.from_bytes(proto.SerializeToString()))
 
 
 def _with_computed_constants(model: _rustq.Model, largest: int) -> _rustq.Model:
@@ -226,8 +150,8 @@ def _keep_bounded(proto: onnx.ModelProto, limit: int) -> None:
 
     graph = proto.graph
     read = {value.name for value in graph.output}
-    inferred = onnx.shape_inference.infer_shapes(proto).graph
-    sizes = {value.name: _size(value) for value in (*inferred.value_info, *inferred.output)}
+    infer_shapes(proto)
+    sizes = {value.name: _size(value) for value in (*graph.value_info, *graph.output)}
     kept, left = [], limit
     known = {tensor.name for tensor in graph.initializer} | {""}
     for node in graph.node:
@@ -238,7 +162,7 @@ def _keep_bounded(proto: onnx.ModelProto, limit: int) -> None:
             kept.append(node)
         else:
             read.update(node.input)
-    del graph.node[:], graph.output[:]
+    del graph.node[:], graph.output[:], graph.value_info[:]
     graph.node.extend(kept)
     made = [name for node in kept for name in node.output if name in read]
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)

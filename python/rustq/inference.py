@@ -1,0 +1,142 @@
+"""Shapes of values, as onnx infers them: the one way to it, since a file can make it fill the
+memory or end the process.
+
+- A vector that an operator may read as a shape is looked at entry by entry; a long one is refused.
+- A Slice of what onnx itself takes to have a length below 0 ends the process (onnx/onnx#8481): of
+  a kernel larger than its input, say. A Slice is hidden, under a name that onnx does not know,
+  until the lengths of what it reads have been inferred and are not below 0. Those in bodies of
+  other operators and in functions stay hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Set
+from typing import TYPE_CHECKING
+
+from rustq import _rustq
+from rustq.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["check_inference", "infer_shapes"]
+
+ROUNDS = 8
+"""How often shapes are inferred to show more slices. What is behind those that are still hidden
+has no known shape."""
+
+HIDDEN = "Slice of unknown lengths"
+"""The name of a hidden Slice."""
+
+# fmt: off
+KEEPING = frozenset({
+    "Abs", "Add", "And", "BatchNormalization", "Cast", "Ceil", "Clip", "Concat", "Constant",
+    "ConstantOfShape", "Cos", "DequantizeLinear", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp",
+    "Flatten", "Floor", "Gather", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Greater",
+    "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization",
+    "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "MatMul", "Max",
+    "Mean", "Min", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "QuantizeLinear", "Reciprocal",
+    "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu",
+    "Reshape", "Shape", "Sigmoid", "Sin", "Size", "Slice", "Softmax", "Softplus", "Sqrt",
+    "Squeeze", "Sub", "Sum", "Tanh", "Transpose", "Unsqueeze", "Where",
+})
+# fmt: on
+"""Operators of whose results onnx infers no length below 0 where their inputs have none. Any other
+may have one: of a negative attribute, say."""
+
+GROWING, DOUBTFUL = 1, 2
+"""Of a value: more of its shape may be known once slices are shown; and a length below 0 too."""
+
+
+def infer_shapes(proto: onnx.ModelProto, **options: bool) -> None:
+    """Describes the values and outputs of `proto` as onnx infers them with these options.
+
+    Raises:
+        ModelError: a vector is so long that its entries would fill the memory.
+        Exception: onnx raises several errors without a base class.
+    """
+    inferred = _inferred(proto, **options).graph
+    for values, known in (
+        (proto.graph.value_info, inferred.value_info),
+        (proto.graph.output, inferred.output),
+    ):
+        del values[:]
+        values.extend(known)
+
+
+def check_inference(proto: onnx.ModelProto) -> None:
+    """Raises what `infer_shapes` does, and `ModelError` where a Slice has to stay hidden: for what
+    infers shapes on its own."""
+    for node in _nodes(_inferred(proto)):
+        if node.op_type == HIDDEN:
+            name = node.name or next(iter(node.output), "")
+            raise ModelError(f"node {name!r} (Slice) may read what onnx gives a length below 0")
+
+
+def _inferred(proto: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
+    """What onnx infers, with the slices hidden that it must not see."""
+    import onnx
+
+    serialized = proto.SerializeToString()
+    if _rustq.Model.from_bytes(serialized).has_long_vectors:
+        raise ModelError("a vector is too long to be looked at entry by entry")
+    if b"Slice" not in serialized:
+        return onnx.shape_inference.infer_shapes(proto, **options)
+    model = onnx.ModelProto()
+    model.CopyFrom(proto)
+    for node in _nodes(model):
+        if node.op_type == "Slice":
+            node.op_type = HIDDEN
+    sound = _sound(model.graph.node, None)
+    for _ in range(ROUNDS):
+        for node in sound:
+            node.op_type = "Slice"
+        inferred = onnx.shape_inference.infer_shapes(model, **options)
+        sound = _sound(model.graph.node, _below_0(inferred.graph))
+        if not sound:
+            break
+    return inferred
+
+
+def _sound(nodes: Iterable[onnx.NodeProto], below_0: Set[str] | None) -> list[onnx.NodeProto]:
+    """The hidden slices that may be shown now.
+
+    Args:
+        nodes: the graph's, in order.
+        below_0: the values that have a length below 0 as far as has been inferred; `None` while
+            nothing has been.
+    """
+    sound: list[onnx.NodeProto] = []
+    states: dict[str, int] = {}
+    for node in nodes:
+        state = max((states.get(name, 0) for name in node.input), default=0)
+        if below_0 is None or (states and any(a.HasField("g") for a in node.attribute)):
+            state = max(state, GROWING)
+        if node.op_type == HIDDEN:
+            if state < DOUBTFUL and not set(node.input[:1]) & (below_0 or set()):
+                sound.append(node)
+                state = GROWING
+        elif state and node.op_type not in KEEPING:
+            state = DOUBTFUL
+        if state:
+            states.update(dict.fromkeys(node.output, state))
+    return sound
+
+
+def _below_0(graph: onnx.GraphProto) -> set[str]:
+    """The values with a length below 0."""
+    return {
+        value.name
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if any(dim.dim_value < 0 for dim in value.type.tensor_type.shape.dim)
+    }
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those in functions and in bodies of others too."""
+    left = [model.graph.node, *(function.node for function in model.functions)]
+    while left:
+        for node in left.pop():
+            yield node
+            for attribute in node.attribute:
+                left.extend(body.node for body in (attribute.g, *attribute.graphs) if body.node)
