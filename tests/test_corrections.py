@@ -13,7 +13,7 @@ import rustq
 from builders import Array, Feed, Net, session
 from onnx import numpy_helper
 from rustq.api import Task
-from rustq.corrections import Excerpt
+from rustq.corrections import Excerpt, layer_inputs
 from rustq.targets import Outcome
 
 RNG = np.random.default_rng(8)
@@ -156,10 +156,32 @@ def test_all_samples_are_run_up_to_a_limit(
     excerpt = Excerpt(iter(data) if once else data, config)
     assert not once or len(list(excerpt.data)) == count
     model = rustq.load(product()[0])._core
-    chosen = excerpt.feeds(model, config, count if counted else None, excerpt.count)
+    chosen = excerpt.feeds(model, config, count if counted else None, excerpt.most)
     numbers = [int(feed["x"][0, 0]) for feed, _ in chosen]
     assert len(numbers) == min(count, most)
     assert set(np.diff(numbers)) <= ({1} if once or count < most or most == 64 else {4})
+
+
+@pytest.mark.parametrize(
+    ("rounding", "count", "expected"),
+    [("nearest", 5, 5), ("nearest", 16, 8), ("nearest", 24, 12), ("nearest", 100, 16)]
+    + [("learned", 16, 16), ("learned", 100, 64)],
+)
+def test_half_of_few_samples_tell_the_means(rounding: str, count: int, expected: int) -> None:
+    ran: list[int] = []
+
+    class Counted(Excerpt):
+        def feeds(self, *args: Any) -> Any:
+            for feed, chosen in super().feeds(*args):
+                ran.append(int(feed["x"][0, 0]))
+                yield feed, chosen
+
+    config = rustq.QuantConfig(rounding=rounding)
+    data = [{"x": np.full((32, 64), number, np.float32)} for number in range(count)]
+    layer_inputs(rustq.load(product()[0])._core, Counted(data, config), config, count)
+    assert len(ran) == expected
+    among = min(count, 64)
+    assert max(ran) >= among - among // expected
 
 
 def test_weights_alone_are_rounded_for_every_one_of_a_few_samples() -> None:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Excerpt", "LayerInputs", "layer_inputs"]
 
-SAMPLES = 16
-"""Samples that tell the means of what layers multiply."""
+HALF, LEAST, MOST = 2, 8, 16
+"""Samples that tell the means of what layers multiply: half of those that were calibrated on, and
+so many at least and at most."""
 SPREAD = 64
 """Samples among which they are chosen, evenly, and that tell second moments: of fewer, weights are
 rounded for what these samples have in common. With 16, an image classifier had a third of the error
@@ -34,18 +35,18 @@ class Excerpt:
 
     Attributes:
         data: what to calibrate on, in place of the original.
-        count: samples that are run for the corrections; more if weights are to be rounded by them,
-            and that is not one of several trials.
+        most: samples that are run for the corrections, at most; more if weights are to be rounded
+            by them, and that is not one of several trials.
     """
 
     def __init__(self, data: Any, config: QuantConfig) -> None:
-        self.count = SPREAD if config.rounding == "learned" else SAMPLES
+        self.most = SPREAD if config.rounding == "learned" else MOST
         self._first: list[Any] | None = [] if isinstance(data, Iterator) else None
         self.data = data if self._first is None else self._remembered(data, self._first)
 
     def _remembered(self, data: Iterator[Any], first: list[Any]) -> Iterator[Any]:
         for sample in data:
-            if len(first) < self.count:
+            if len(first) < self.most:
                 first.append(deepcopy(sample))  # its maker may use the memory again
             yield sample
 
@@ -60,7 +61,7 @@ class Excerpt:
         if calibrated is None:
             # One of them may be a batch, of several feeds.
             calibrated = max(samples.length or SPREAD, *counts)
-        among = min(calibrated, SPREAD if self._first is None else self.count)
+        among = min(calibrated, SPREAD if self._first is None else self.most)
         for at, feed in enumerate(islice(samples, among)):
             # Each place on a line of `count` steps is taken by the first sample at or after it.
             chosen = [-at * count % among < count for count in counts]
@@ -78,7 +79,8 @@ class LayerInputs:
 
     def __init__(self, model: _rustq.Model, config: QuantConfig) -> None:
         self._model, self._config = model, config
-        self.seen = _rustq.LayerInputs(model, config.rounding == "learned")
+        self._products = config.rounding == "learned"
+        self.seen = _rustq.LayerInputs(model, self._products)
 
     def runs(
         self,
@@ -93,7 +95,7 @@ class LayerInputs:
         if not exposed:
             return
         runner = Sessions(self._config).session(self._model.with_outputs(exposed))
-        counts = excerpt.count if layers else 0, count
+        counts = self._count(excerpt.most, calibrated) if layers else 0, count
         chosen = excerpt.feeds(self._model, self._config, calibrated, *counts)
         for at, (feed, (for_layers, for_caller)) in enumerate(chosen):
             wanted = exposed if for_layers else list(names)
@@ -102,6 +104,12 @@ class LayerInputs:
                 self._observe({name: values[name] for name in layers})
             if for_caller:
                 yield feed, [values[name] for name in names]
+
+    def _count(self, most: int, calibrated: int | None) -> int:
+        """Samples that corrections are made by."""
+        if self._products or calibrated is None:
+            return most
+        return min(max(calibrated // HALF, LEAST), most)
 
     def _observe(self, values: dict[str, Any]) -> None:
         floats = {
