@@ -42,7 +42,7 @@ ALL_MEMORY = 8 << 30
 """What a worker may map, so that a mutant that asks for everything does not take it from others."""
 
 EXTREMES = (0, 1, -1, 2, 127, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63))
-WORDS = ("", "x", "Conv", "MatMul", "Gather", "Reshape", "If", "ai.onnx", "\x00", "n" * 100_000)
+WORDS = ("", "x", "Conv", "MatMul", "Slice", "Reshape", "If", "ai.onnx", "\x00", "n" * 100_000)
 VARINTS = (
     b"\x00",
     b"\x7f",

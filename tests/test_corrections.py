@@ -164,8 +164,14 @@ def test_all_samples_are_run_up_to_a_limit(
 
 @pytest.mark.parametrize(
     ("rounding", "count", "expected"),
-    [("nearest", 5, 5), ("nearest", 16, 8), ("nearest", 24, 12), ("nearest", 100, 16)]
-    + [("learned", 16, 16), ("learned", 100, 64)],
+    [
+        ("nearest", 5, 5),
+        ("nearest", 16, 8),
+        ("nearest", 24, 12),
+        ("nearest", 100, 16),
+        ("learned", 16, 16),
+        ("learned", 100, 64),
+    ],
 )
 def test_half_of_few_samples_tell_the_means(rounding: str, count: int, expected: int) -> None:
     ran: list[int] = []
