@@ -292,52 +292,66 @@ class Task:
         scheme = runtime.scheme(scheme)
         runtime.check_weights(config.weights)
         _check(config, runtime)
-        if config.weights == "binary" and config.bias_correction is None:
-            # The mean error of such weights is that for float inputs, which theirs are far from.
-            config = replace(config, bias_correction=False)
         model, data = _exported(model, data)
         source = core_of(model)
         # Where nothing is run, weights are checked when they are quantized: large ones are read
         # once less.
-        codes = runtime.name == "onnxruntime" and not config.weights.startswith("float")
-        checked_later = data is None and codes
+        in_float = config.weights.startswith("float")
+        checked_later = data is None and runtime.name == "onnxruntime" and not in_float
         prepared, notes, given = _prepare(source, check=not checked_later)
         if given is not None and checked_later:
             prepared.check_weights()
-        if given is not None and not config.weights.startswith("float"):
-            task = cls(source, prepared, None, runtime, scheme, config, tuple(notes), given=given)
-            return task._filled_in(data, progress, executor)
+        if config.weights == "binary" and config.bias_correction is None:
+            # The mean error of such weights is that for float inputs, which theirs are far from.
+            config = replace(config, bias_correction=False)
+        task = cls(source, prepared, None, runtime, scheme, config, tuple(notes))
+        if given is not None and not in_float:
+            return replace(task, given=given)._filled_in(data, progress, executor)
         if data is None or isinstance(data, Calibration):
-            if config.corrects:
-                raise DataError(
-                    "rounding='learned' and bias_correction=True need the data themselves, to run"
-                    " some of them again: a calibration, or none, will not do"
-                )
-            if data is not None:
-                data._core.check_model(prepared)
-            return cls(source, prepared, data, runtime, scheme, config, tuple(notes))
-        if config.weights.startswith("float"):
-            shapes = _first_shapes(prepared, data, config)
-            return cls(source, prepared, None, runtime, scheme, config, tuple(notes), shapes=shapes)
+            return task._with_calibration(data)
+        if in_float:
+            return replace(task, shapes=_first_shapes(prepared, data, config))
+        if config.activations == "float32" or config.weights in runtime.weights_alone:
+            return task._with_weights_alone(data)
+        return task._calibrated(data, progress, executor)
+
+    def _with_calibration(self, calibration: Calibration | None) -> Task:
+        """This task with what was seen before, or nothing."""
+        if self.config.corrects:
+            raise DataError(
+                "rounding='learned' and bias_correction=True need the data themselves, to run some"
+                " of them again: a calibration, or none, will not do"
+            )
+        if calibration is not None:
+            calibration._core.check_model(self.model)
+        return replace(self, calibration=calibration)
+
+    def _with_weights_alone(self, data: Any) -> Task:
+        """This task with what its layers multiply, where activations are not quantized."""
         from rustq.corrections import SPREAD, Excerpt, layer_inputs
+
+        config = self.config
+        if config.bias_correction is None:
+            config = replace(config, bias_correction=True)
+        inputs = None
+        if config.corrects:
+            few = list(islice(data, SPREAD)) if isinstance(data, Iterator) else data
+            inputs = layer_inputs(self.model, Excerpt(few, config), config, None)
+        return replace(self, config=config, inputs=inputs)
+
+    def _calibrated(self, data: Any, progress: bool | Progress, executor: Executor | None) -> Task:
+        """This task with what was seen of the activations, and what was chosen for that."""
+        from rustq.corrections import Excerpt, layer_inputs
         from rustq.frameworks import example
 
-        if config.activations == "float32" or config.weights in runtime.weights_alone:
-            few = list(islice(data, SPREAD)) if isinstance(data, Iterator) else data
-            if config.bias_correction is None:
-                config = replace(config, bias_correction=True)
-            inputs = None
-            if config.corrects:
-                inputs = layer_inputs(prepared, Excerpt(few, config), config, None)
-            return cls(source, prepared, None, runtime, scheme, config, tuple(notes), inputs)
-        if runtime.suffix != ".onnx":  # before the time of a calibration
+        model, config = self.model, self.config
+        if self.runtime.suffix != ".onnx":  # before the time of a calibration
             first, data = example(data, 1) if isinstance(data, Iterator) else (data, data)
-            runtime.check(prepared, config, _first_shapes(prepared, first, config))
+            self.runtime.check(model, config, _first_shapes(model, first, config))
         excerpt = Excerpt(data, config)
-        calibration, samples = _observed(prepared, excerpt.data, config, progress, executor)
-        notes += samples.notes
-        task = cls(source, prepared, calibration, runtime, scheme, config, tuple(notes))
-        task = replace(task, shapes=samples.shapes)
+        calibration, samples = _observed(model, excerpt.data, config, progress, executor)
+        notes = (*self.notes, *samples.notes)
+        task = replace(self, calibration=calibration, shapes=samples.shapes, notes=notes)
         if config.method == "auto":
             from rustq.trials import chosen
 
@@ -345,7 +359,7 @@ class Task:
             with reporting(progress is True, "trying settings") as report:
                 return chosen(task, excerpt, report)
         if config.corrects or config.equalize:
-            inputs = layer_inputs(prepared, excerpt, config, calibration.samples)
+            inputs = layer_inputs(model, excerpt, config, calibration.samples)
             task = replace(task, inputs=inputs)
         return task
 
