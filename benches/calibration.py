@@ -21,9 +21,9 @@ import rustq
 import zoo
 from markdown import table
 from rustq import _rustq
-from rustq.api import _prepare
 from rustq.config import QuantConfig
 from rustq.model import core_of
+from rustq.preparing import prepare
 from rustq.runner import Observation
 
 CONFIG = QuantConfig(threads=1)
@@ -63,7 +63,7 @@ def batched(feeds: Sequence[zoo.Feed], size: int) -> list[zoo.Feed] | None:
 def row(case: zoo.Case, samples: int) -> list[str]:
     """The line of a case."""
     feeds = case.calibration[:samples]
-    model, *_ = _prepare(core_of(case.model))
+    model, *_ = prepare(core_of(case.model))
     ways, reference = [], counted(model, feeds, "outputs")
     for way in ("nodes", "blocks"):
         try:

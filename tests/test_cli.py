@@ -339,7 +339,7 @@ def test_interrupt_leaves_nothing(
         if done == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("rustq.api.reporting", lambda progress, what: nullcontext(pressed))
+    monkeypatch.setattr("rustq.collecting.reporting", lambda progress, what: nullcontext(pressed))
     before = sorted(model.parent.iterdir())
     for command in ("quantize", "calibrate"):
         ran = run(command, model, "--data", data)

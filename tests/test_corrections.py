@@ -12,9 +12,9 @@ import pytest
 import rustq
 from builders import Array, Feed, Net, session
 from onnx import numpy_helper
-from rustq.api import Task
 from rustq.corrections import Excerpt, layer_inputs
 from rustq.targets import Outcome
+from rustq.task import Task
 
 RNG = np.random.default_rng(8)
 

@@ -10,7 +10,7 @@ import pytest
 import rustq
 from builders import Array, Feed, Net, run, sqnr
 from onnx import numpy_helper
-from rustq.api import Task
+from rustq.task import Task
 
 LOUD = np.geomspace(1, 100, 16)
 """How large the channels of the values in the middle are."""

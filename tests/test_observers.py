@@ -16,15 +16,15 @@ import zoo
 from builders import Net
 from onnx import TensorProto, helper
 from rustq import QuantConfig, _rustq, runner
-from rustq.api import _prepare
 from rustq.model import core_of
+from rustq.preparing import prepare
 
 WAYS = runner.Observation.WAYS
 Feed = dict[str, np.ndarray[Any, Any]]
 
 
 def observation(model: onnx.ModelProto, way: str, **more: Any) -> runner.Observation:
-    prepared, *_ = _prepare(core_of(model))
+    prepared, *_ = prepare(core_of(model))
     return runner.Observation(prepared, QuantConfig(**{"threads": 1} | more), (way,))
 
 
@@ -91,7 +91,7 @@ NETS: dict[str, Callable[[], onnx.ModelProto]] = {
 
 
 def ways_of(model: onnx.ModelProto) -> list[str]:
-    prepared, *_ = _prepare(core_of(model))
+    prepared, *_ = prepare(core_of(model))
     wanted, operators = bool(prepared.values_to_observe()), prepared.op_counts
     possible = runner._possible(QuantConfig(), wanted, operators, WAYS)
     if "blocks" in possible:
@@ -160,7 +160,7 @@ def test_channels(way: str, threads: int) -> None:
     """Extremes along an axis, against numpy on the outputs; the rest is as without them."""
     model = padded(24, batch="batch")
     feeds = feeds_of(model, 3, batch=3)
-    prepared, *_ = _prepare(core_of(model))
+    prepared, *_ = prepare(core_of(model))
     values = prepared.values_to_observe()
     axes = {name: (1, -1)[number % 2] for number, name in enumerate(values) if number % 3}
     made = runner.Observation(prepared, QuantConfig(threads=threads), (way,), axes)
@@ -273,7 +273,7 @@ def test_a_session_keeps_its_counters() -> None:
 
 
 def test_observers_that_are_gone_are_an_error() -> None:
-    prepared, *_ = _prepare(core_of(zoo.classifier()))
+    prepared, *_ = prepare(core_of(zoo.classifier()))
     serialized = _rustq.Observers(prepared.values_to_observe(), 1, 1).inserted(prepared).to_bytes()
     gc.collect()
     with pytest.raises(rustq.ModelError, match="observers are gone"):
@@ -297,7 +297,7 @@ def test_falls_back(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     else:
         for way in ("blocks", "nodes"):
             monkeypatch.setattr(runner.Observation, f"_with_{way}", refuse)
-    prepared, *_ = _prepare(core_of(zoo.classifier()))
+    prepared, *_ = prepare(core_of(zoo.classifier()))
     made = runner.Observation(prepared, QuantConfig(threads=1))
     assert made.way == "outputs"
     calibration = _rustq.Calibration()
@@ -307,7 +307,7 @@ def test_falls_back(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ways_that_are_taken() -> None:
     def way(model: onnx.ModelProto, **more: Any) -> str:
-        prepared, *_ = _prepare(core_of(model))
+        prepared, *_ = prepare(core_of(model))
         return runner.Observation(prepared, QuantConfig(**more)).way
 
     assert way(zoo.classifier()) == "blocks"

@@ -14,7 +14,6 @@ import pytest
 import rustq
 from onnx import TensorProto, helper, numpy_helper
 from rustq import cli, demo
-from rustq.api import prepared
 from rustq.fusion import Fusion, fusion
 from rustq.fusion_rules import expected
 from rustq.page import comparison_page, quantization_page
@@ -23,6 +22,7 @@ from rustq.page.charts import histogram
 from rustq.page.facts import Facts, Sources
 from rustq.page.reading import read_report
 from rustq.page.render import render
+from rustq.preparing import prepared
 from rustq.report import Report
 
 VOID = {"meta", "input"}

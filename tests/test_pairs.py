@@ -13,7 +13,7 @@ from builders import Array, Net, run, saturates, session, sqnr
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from rustq import demo
-from rustq.api import Task
+from rustq.task import Task
 
 TARGETS = ("onnxruntime", "tensorrt", "ascend", "ncnn")
 DTYPES = {"int8": np.int8, "uint8": np.uint8}

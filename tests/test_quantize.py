@@ -18,7 +18,7 @@ import pytest
 import rustq
 from builders import Array, Feed, Net, random_feeds, run, session, sqnr
 from onnx import helper, numpy_helper
-from rustq.api import Task
+from rustq.task import Task
 from zoo import MODELS, classifier, mobile, random_network
 
 SCHEMES = ("asym", "sym", "dynamic")

@@ -94,7 +94,7 @@ def test_fast_agrees_with_exact() -> None:
 
 
 def test_exact_is_each_layer_alone() -> None:
-    from rustq.api import Task
+    from rustq.task import Task
 
     task = Task.of(fragile(), feeds(), config=CONFIG)
     found = exact()

@@ -8,10 +8,11 @@ from concurrent.futures import Executor
 from typing import Any
 
 from rustq import _rustq
+from rustq.calibration import Calibration
 from rustq.config import QuantConfig
 from rustq.data import Feeds, feeds
 from rustq.lanes import Lanes
-from rustq.progress import Progress
+from rustq.progress import Progress, reporting
 from rustq.runner import Observation, channels_to_observe, inputs_of_model, lanes, ways
 from rustq.tally import Interrupts, Tally
 
@@ -22,11 +23,10 @@ def collect(
     model: _rustq.Model,
     data: Any,
     config: QuantConfig,
-    report: Progress,
-    *,
+    progress: bool | Progress,
     executor: Executor | None = None,
     resume: str | os.PathLike[str] | None = None,
-) -> tuple[_rustq.Calibration, Feeds]:
+) -> tuple[Calibration, Feeds]:
     """What a prepared model computes on the data, and these as a stream of feeds.
 
     The result does not depend on the executor, nor on whether it was interrupted and resumed.
@@ -35,21 +35,23 @@ def collect(
         raise TypeError(f"executor must have a submit method, got {type(executor).__name__}")
     samples = feeds(data, inputs_of_model(model), config.images)
     tally = Tally(model, samples.length, resume)
-    if executor is None:
-        observation = Observation(
-            model,
-            config,
-            ways(samples.length),
-            channels_to_observe(model, config),
-            lanes(config, samples.length),
-        )
-        _here(observation, samples, tally, report)
-    else:
-        from rustq.shards import collect_on
+    with reporting(progress, "calibrating") as report:
+        if executor is None:
+            observation = Observation(
+                model,
+                config,
+                ways(samples.length),
+                channels_to_observe(model, config),
+                lanes(config, samples.length),
+            )
+            _here(observation, samples, tally, report)
+        else:
+            from rustq.shards import collect_on
 
-        collect_on(executor, model, data, samples, config, tally, report)
+            collect_on(executor, model, data, samples, config, tally, report)
     tally.save()
-    return tally.calibration, samples
+    tally.calibration.check_finite()
+    return Calibration(tally.calibration), samples
 
 
 def _here(observation: Observation, samples: Feeds, tally: Tally, report: Progress) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rustq.images import ImageOptions
 
-__all__ = ["METHODS", "WEIGHTS", "ImageOptions", "QuantConfig"]
+__all__ = ["METHODS", "WEIGHTS", "ImageOptions", "QuantConfig", "checked"]
 
 METHODS = ("auto", "minmax", "percentile", "entropy", "mse", "ifmr")
 """Ways to turn what was observed of a tensor into its quantized range."""
@@ -326,3 +326,10 @@ def _matches(pattern: NamePattern, name: str) -> bool:
         return pattern.search(name) is not None
     # Names may hold brackets, which a glob reads as a set of characters: a name matches itself.
     return pattern == name or fnmatchcase(name, pattern)
+
+
+def checked(config: QuantConfig | None) -> QuantConfig:
+    """The configuration, or that of nothing asked for."""
+    if config is not None and not isinstance(config, QuantConfig):
+        raise TypeError(f"config must be a rustq.QuantConfig, got {type(config).__name__}")
+    return config or QuantConfig()

@@ -12,8 +12,8 @@ from rustq.progress import Progress, reporting
 from rustq.ranking import LayerSensitivity, prefixes, ranked
 
 if TYPE_CHECKING:
-    from rustq.api import Task
     from rustq.model import QuantizedModel
+    from rustq.task import Task
 
 __all__ = ["within"]
 

@@ -18,8 +18,8 @@ from rustq.targets import check_measured
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from rustq.api import Task
     from rustq.model import QuantizedModel
+    from rustq.task import Task
 
 __all__ = ["LayerSensitivity", "Sensitivity", "sensitivity"]
 
@@ -171,7 +171,7 @@ def sensitivity(
         UnsupportedError: a target whose arithmetic cannot be computed here.
         Others: as `quantize`.
     """
-    from rustq.api import Task
+    from rustq.task import Task
 
     data = repeatable(data)
     check_measured(target)
@@ -309,8 +309,8 @@ class _Work:
 
     def __call__(self, names: Sequence[str]) -> list[Measurement]:
         from rustq import _rustq
-        from rustq.api import Task
         from rustq.targets import target
+        from rustq.task import Task
 
         model = _rustq.Model.from_bytes(self.model)
         calibration = Calibration(_rustq.Calibration.from_bytes(self.calibration))

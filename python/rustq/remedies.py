@@ -21,8 +21,8 @@ from rustq.measuring import decibels
 from rustq.ranking import prefixes
 
 if TYPE_CHECKING:
-    from rustq.api import Task
     from rustq.targets import Outcome
+    from rustq.task import Task
 
 __all__ = ["Trial", "remedied"]
 

@@ -27,9 +27,9 @@ from rustq.remedies import Trial, remedied
 
 if TYPE_CHECKING:
     from rustq import _rustq
-    from rustq.api import Task
     from rustq.config import QuantConfig
     from rustq.progress import Progress
+    from rustq.task import Task
 
 __all__ = ["CANDIDATES", "Candidate", "chosen"]
 

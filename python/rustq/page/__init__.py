@@ -122,9 +122,10 @@ def _read_off(
     model: Any, quantized: bytes, data: Any, config: QuantConfig
 ) -> tuple[Report | None, Mapping[str, float]]:
     """The layers of a quantized file and their shares, as far as it has the float model's names."""
-    from rustq.api import as_model, prepared
+    from rustq.api import as_model
     from rustq.model import core_of
     from rustq.page.reading import read_report
+    from rustq.preparing import prepared
 
     folded = prepared(as_model(model))
     report = read_report(folded, quantized)
@@ -137,7 +138,8 @@ def _shares_of(
     model: Any, result: QuantizedModel, data: Any, config: QuantConfig
 ) -> Mapping[str, float]:
     """Each int8 layer's share of the error of the outputs, if it can be measured here."""
-    from rustq.api import as_model, prepared
+    from rustq.api import as_model
+    from rustq.preparing import prepared
 
     if not result._target.measured:
         return _NOTHING

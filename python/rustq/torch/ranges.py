@@ -45,9 +45,9 @@ def looked_up(
     Raises:
         DataError: the calibration is of another model, or the layers cannot be told.
     """
-    from rustq.api import _prepare
+    from rustq.preparing import prepare
 
-    prepared, *_ = _prepare(_rustq.Model.from_bytes(content))
+    prepared, *_ = prepare(_rustq.Model.from_bytes(content))
     calibration._core.check_model(prepared)
     graph = _Graph(prepared)
     named = graph.products()
