@@ -38,6 +38,8 @@ LOW = 0.03
 for, and the user is told what can be done if it stays."""
 FEW = 4
 """Samples on which remedies are looked for, the worst. What is found is judged on all."""
+RANKED = 2
+"""Samples on which layers are ranked by the harm they do, the worst."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,6 @@ def _by_harm(trial: Trial, judge: Judge) -> list[str]:
     """The int8 layers, that with the largest share of the outputs' error first."""
     task = replace(trial.task, made=trial.outcome)
     quantized = task.quantized()
-    layers = quantized.report.layers
-    found = shares(task.as_run, quantized._core, layers, judge.feeds, task.sessions)
+    layers, feeds = quantized.report.layers, judge.feeds[:RANKED]
+    found = shares(task.as_run, quantized._core, layers, feeds, task.sessions)
     return sorted(found, key=lambda name: -found[name])
