@@ -19,7 +19,7 @@ const DEAD_CHANNEL_BIAS: f64 = (1_i64 << 24) as f64;
 /// Whether a bias fits into int32 on the grid of the sums of channels that have other weights than 0.
 ///
 /// # Errors
-/// [`Error::Tensor`] when weights cannot be read.
+/// [`crate::Error::Tensor`] when weights cannot be read.
 pub(crate) fn bias_fits(
     graph: &Graph,
     id: NodeId,

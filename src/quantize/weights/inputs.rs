@@ -141,7 +141,7 @@ fn multiply(values: &mut [f32], factor: f32) {
 /// The weights of node `id` with these factors in them.
 ///
 /// # Errors
-/// [`Error::Tensor`] when they are not finite.
+/// [`crate::Error::Tensor`] when they are not finite.
 pub(crate) fn with_factors(graph: &Graph, id: NodeId, factors: Factors) -> Result<Vec<f32>> {
     let weight = weight_of(graph, id)?;
     let mut values = finite(weight)?;
