@@ -1,6 +1,6 @@
 //! The inner loops: slices in, slices out.
 //!
-//! Every kernel is plain Rust that the compiler vectorises (the loops are in `portable.rs`), compiled once for
+//! Every kernel is plain Rust that the compiler vectorises (the loops are in `portable`), compiled once for
 //! the baseline, for AVX2 and for AVX-512, and chosen at run time. Where a bench shows that AVX2's own instructions pay,
 //! `instructions.rs` has them. Every reduction adds its lanes in one fixed
 //! order, and a product that may be rounded once or twice only ever decides which integers are beyond doubt, so the
