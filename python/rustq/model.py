@@ -162,7 +162,7 @@ class QuantizedModel(Model):
         """
         path = Path(path)
         beside = [(self._target.companion(path, suffix), f) for suffix, f in self._files.items()]
-        main = [(path, self._core)] if self._target.suffix == ".onnx" else []
+        main = [(path, self._core)] if self._target.writes_onnx else []
         return _rustq.write_together([*main, *beside], external_data)
 
     def save_report(

@@ -138,7 +138,7 @@ class Task:
         from rustq.corrections import Excerpt, layer_inputs
 
         model, config = self.model, self.config
-        if self.runtime.suffix != ".onnx":  # before the time of a calibration
+        if not self.runtime.writes_onnx:  # before the time of a calibration
             first, data = example(data, 1) if isinstance(data, Iterator) else (data, data)
             self.runtime.check(model, config, first_shapes(model, first, config))
         excerpt = Excerpt(data, config)

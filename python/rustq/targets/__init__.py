@@ -164,6 +164,11 @@ class Target:
         return tuple(self.noise_prices)
 
     @property
+    def writes_onnx(self) -> bool:
+        """Whether its main file is an ONNX model."""
+        return self.suffix == ".onnx"
+
+    @property
     def session_options(self) -> Mapping[str, Any]:
         """Of ONNX Runtime, for it to compute what the target does: other runtimes do not have its
         integer kernels, but multiply what the pairs say."""
@@ -202,7 +207,7 @@ class Target:
         self, model: _rustq.Model, config: QuantConfig, shapes: Mapping[str, tuple[int, ...]]
     ) -> _rustq.Model:
         """The float model in the shapes that the target runs it in."""
-        if self.suffix == ".onnx":
+        if self.writes_onnx:
             return model
         fixed: _rustq.Model = import_module(f"{__name__}.{self.name}").as_run(model, config, shapes)
         return fixed
@@ -215,22 +220,21 @@ class Target:
     def check(
         self, model: _rustq.Model, config: QuantConfig, shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
-        """Raises `UnsupportedError` where a folded model cannot be written."""
-        if self.suffix != ".onnx":
-            import_module(f"{__name__}.{self.name}").check(model, config, shapes)
+        """Raises `UnsupportedError` where a folded model cannot be written as anything but ONNX."""
+        import_module(f"{__name__}.{self.name}").check(model, config, shapes)
 
     def unsupported(
         self, model: _rustq.Model, config: QuantConfig, shapes: Mapping[str, tuple[int, ...]]
     ) -> list[Unsupported]:
         """What of a folded model cannot be written; nothing where ONNX is what is written."""
-        if self.suffix == ".onnx":
+        if self.writes_onnx:
             return []
         module = import_module(f"{__name__}.{self.name}")
         return [Unsupported(*each) for each in module.unsupported(model, config, shapes)]
 
     def size(self, outcome: Outcome) -> int:
         """Bytes of what is written, but for what only other tools read."""
-        if self.suffix == ".onnx":
+        if self.writes_onnx:
             return outcome.model.byte_size
         return sum(len(content) for suffix, content in outcome.files.items() if suffix != ".table")
 
@@ -241,7 +245,7 @@ class Target:
             ValueError: the target's files are not ONNX, and `path` is not called like its main one.
         """
         if not path.name.endswith(self.suffix):
-            if self.suffix != ".onnx":
+            if not self.writes_onnx:
                 raise ValueError(f"{path}: a model for {self.name} ends in {self.suffix}")
             return path.with_name(path.name + suffix)
         return path.with_name(path.name.removesuffix(self.suffix) + suffix)
