@@ -26,6 +26,14 @@ def zeros(net: Net, *dims: int, dtype: Any = np.float32) -> str:
     return net.constant(np.zeros(dims), dtype=dtype)
 
 
+def sparse(net: Net, x: str) -> str:
+    del x
+    value = onnx.SparseTensorProto(dims=[1, 1, -4, 1])
+    value.values.CopyFrom(numpy_helper.from_array(np.float32([1])))
+    value.indices.CopyFrom(numpy_helper.from_array(np.array([0])))
+    return net.op("Constant", sparse_value=value)
+
+
 def convolved_integers(net: Net, x: str) -> str:
     codes = net.op("Cast", x, to=TensorProto.UINT8)
     return net.op("ConvInteger", codes, zeros(net, 1, 1, 5, 5, dtype=np.uint8))
@@ -48,6 +56,7 @@ def pooled_regions(net: Net, x: str) -> str:
 
 SHRINK: dict[str, Callable[[Net, str], str]] = {
     "AffineGrid": sampled,
+    "Constant": sparse,
     "Conv": lambda net, x: net.op("Conv", x, zeros(net, 1, 1, 5, 5)),
     "ConvInteger": convolved_integers,
     "Expand": expanded,

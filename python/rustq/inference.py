@@ -30,15 +30,15 @@ HIDDEN = "Slice of unknown lengths"
 
 # fmt: off
 KEEPING = frozenset({
-    "Abs", "Add", "And", "BatchNormalization", "Cast", "Ceil", "Clip", "Concat", "Constant",
-    "ConstantOfShape", "Cos", "DequantizeLinear", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp",
-    "Flatten", "Floor", "Gather", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Greater",
-    "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization",
-    "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "MatMul", "Max",
-    "Mean", "Min", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "QuantizeLinear", "Reciprocal",
-    "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu",
-    "Reshape", "Shape", "Sigmoid", "Sin", "Size", "Slice", "Softmax", "Softplus", "Sqrt",
-    "Squeeze", "Sub", "Sum", "Tanh", "Transpose", "Unsqueeze", "Where",
+    "Abs", "Add", "And", "BatchNormalization", "Cast", "Ceil", "Clip", "Concat", "ConstantOfShape",
+    "Cos", "DequantizeLinear", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "Flatten", "Floor",
+    "Gather", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual",
+    "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LayerNormalization",
+    "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "MatMul", "Max", "Mean", "Min", "Mul",
+    "Neg", "Not", "Or", "PRelu", "Pow", "QuantizeLinear", "Reciprocal", "ReduceL2", "ReduceMax",
+    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid",
+    "Sin", "Size", "Slice", "Softmax", "Softplus", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh",
+    "Transpose", "Unsqueeze", "Where",
 })
 # fmt: on
 """Operators of whose results onnx infers no length below 0 where their inputs have none. Any other
@@ -109,11 +109,12 @@ def _sound(nodes: Iterable[onnx.NodeProto], below_0: Set[str] | None) -> list[on
     sound: list[onnx.NodeProto] = []
     states: dict[str, int] = {}
     for node in nodes:
-        state = max((states.get(name, 0) for name in node.input), default=0)
+        reads = node.input[:1] if node.op_type == HIDDEN else node.input
+        state = max((states.get(name, 0) for name in reads), default=0)
         if below_0 is None or (states and any(a.HasField("g") for a in node.attribute)):
             state = max(state, GROWING)
         if node.op_type == HIDDEN:
-            if state < DOUBTFUL and not set(node.input[:1]) & (below_0 or set()):
+            if state < DOUBTFUL and not set(reads) & (below_0 or set()):
                 sound.append(node)
                 state = GROWING
         elif state and node.op_type not in KEEPING:
