@@ -13,7 +13,7 @@ import pytest
 import rustq
 from builders import Net
 from onnx import TensorProto, helper, numpy_helper
-from rustq.inference import KEEPING
+from rustq.inference import KEEPING, WINDOWED, keeps_lengths
 
 OPSETS = (11, 17, 20)
 
@@ -135,8 +135,9 @@ def test_a_slice_of_lengths_that_are_known_is_seen() -> None:
     """Behind several slices, each behind an operator that may shrink: the shapes are known."""
     net = Net()
     y = net.input("x", 1, 8, 32, 32)
-    for _ in range(6):
-        y = cut(net, net.op("MaxPool", y, kernel_shape=[2, 2]), axis=1)
+    for pads in ([0] * 4, [1, 1, 0, 0]):
+        for _ in range(14):
+            y = cut(net, net.op("MaxPool", y, kernel_shape=[2, 2], pads=pads), axis=1)
     y = net.op("Reshape", y, net.op("Shape", y))
     for model in models(net, y):
         assert not {"Shape", "Reshape"} & {
@@ -183,3 +184,37 @@ def test_operators_that_keep_lengths(op_type: str) -> None:
                 inferred = onnx.shape_inference.infer_shapes(model, data_prop=data_prop)
                 dims = inferred.graph.output[0].type.tensor_type.shape.dim
                 assert not any(dim.dim_value < 0 for dim in dims), (attributes, vector)
+
+
+@pytest.mark.parametrize("op_type", sorted(WINDOWED))
+def test_windows_that_padding_makes_up_for_keep_lengths(op_type: str) -> None:
+    random, kept = np.random.default_rng(0), 0
+
+    def draw(low: int, high: int) -> list[int]:
+        return random.integers(low, high, 2).tolist()
+
+    for _ in range(3000):
+        attributes: dict[str, Any] = {"kernel_shape": draw(0, 5), "strides": draw(-1, 4)}
+        attributes |= {"dilations": draw(0, 3), "pads": [*draw(-1, 5), *draw(-1, 5)]}
+        for name in ("strides", "dilations", "pads"):
+            if random.integers(4) == 0 or (op_type in ("AveragePool", "LpPool") and name[0] == "d"):
+                del attributes[name]
+        if random.integers(4) == 0:
+            attributes["auto_pad"] = ("SAME_UPPER", "SAME_LOWER", "VALID")[random.integers(3)]
+            attributes.pop("pads", None)
+        names = ["x", "w"] if op_type == "Conv" else ["x"]
+        node = helper.make_node(op_type, names, ["y"], **attributes)
+        if not keeps_lengths(node):
+            continue
+        kept += 1
+        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, *draw(0, 7)])
+        w = helper.make_tensor_value_info("w", TensorProto.FLOAT, [3, 3, *draw(1, 9)])
+        outputs = [onnx.ValueInfoProto(name="y")]
+        graph = helper.make_graph([node], "net", [x, w][: len(names)], outputs)
+        imports = [helper.make_opsetid("", 17)]
+        model = helper.make_model(graph, opset_imports=imports, ir_version=8)
+        with suppress(onnx.shape_inference.InferenceError):
+            inferred = onnx.shape_inference.infer_shapes(model)
+            dims = inferred.graph.output[0].type.tensor_type.shape.dim
+            assert not any(dim.dim_value < 0 for dim in dims), attributes
+    assert kept > 200

@@ -10,7 +10,8 @@ memory or end the process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
+from operator import add
 from typing import TYPE_CHECKING
 
 from rustq import _rustq
@@ -19,9 +20,9 @@ from rustq.errors import ModelError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["check_inference", "infer_shapes"]
+__all__ = ["check_inference", "infer_shapes", "keeps_lengths"]
 
-ROUNDS = 8
+ROUNDS = 16
 """How often shapes are inferred to show more slices. What is behind those that are still hidden
 has no known shape."""
 
@@ -43,6 +44,9 @@ KEEPING = frozenset({
 # fmt: on
 """Operators of whose results onnx infers no length below 0 where their inputs have none. Any other
 may have one: of a negative attribute, say."""
+
+WINDOWED = frozenset({"AveragePool", "Conv", "LpPool", "MaxPool"})
+"""Operators that keep lengths if what is padded makes up for the windows."""
 
 GROWING, DOUBTFUL = 1, 2
 """Of a value: more of its shape may be known once slices are shown; and a length below 0 too."""
@@ -117,11 +121,36 @@ def _sound(nodes: Iterable[onnx.NodeProto], below_0: Set[str] | None) -> list[on
             if state < DOUBTFUL and not set(reads) & (below_0 or set()):
                 sound.append(node)
                 state = GROWING
-        elif state and node.op_type not in KEEPING:
+        elif state and not keeps_lengths(node):
             state = DOUBTFUL
         if state:
             states.update(dict.fromkeys(node.output, state))
     return sound
+
+
+def keeps_lengths(node: onnx.NodeProto) -> bool:
+    """Whether onnx infers no length below 0 of the results where the inputs have none."""
+    if node.op_type not in WINDOWED:
+        return node.op_type in KEEPING
+    known = {attribute.name: attribute for attribute in node.attribute}
+
+    def integers(name: str, default: Sequence[int]) -> Sequence[int]:
+        return known[name].ints if name in known else default
+
+    kernel = integers("kernel_shape", ())
+    strides, dilations = (integers(name, [1] * len(kernel)) for name in ("strides", "dilations"))
+    pads = integers("pads", [0, 0] * len(kernel))
+    if not len(kernel) == len(strides) == len(dilations) == len(pads) / 2 != 0:
+        return False
+    if min(*kernel, *strides, *dilations) < 1 or min(pads) < 0:
+        return False
+    automatic = known["auto_pad"].s if "auto_pad" in known else b"NOTSET"
+    if automatic != b"NOTSET":
+        return automatic.startswith(b"SAME")
+    # (x + padded - reach - 1) / stride + 1 of a length x, where a window reaches over so many more.
+    padded = map(add, pads[: len(kernel)], pads[len(kernel) :])
+    reaches = (dilation * (size - 1) for dilation, size in zip(dilations, kernel, strict=True))
+    return all(pad >= reach for pad, reach in zip(padded, reaches, strict=True))
 
 
 def _below_0(graph: onnx.GraphProto) -> set[str]:
