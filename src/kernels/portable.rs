@@ -11,8 +11,8 @@ mod steps;
 
 pub(super) use bins::{SIGN, TINY, count_bins, gather_zeros};
 pub(super) use extremes::{abs_max, extremes, min_max, raise_abs_max, raise_extents, sum_of_squares};
-pub use product::Product;
-pub(super) use product::{FRACTION, MIDDLE};
+#[cfg(target_arch = "x86_64")]
+pub(super) use product::{FRACTION, MIDDLE, Product};
 pub(super) use rounding::{
     absmax_quantize_rows, dequantize, fake_quantize, quantization_error, quantize, quantize_and_abs_max,
     quantize_columns, quantize_lanes,
