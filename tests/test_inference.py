@@ -116,6 +116,22 @@ def test_a_slice_within_a_body(op_type: str) -> None:
         survives(model)
 
 
+@pytest.mark.parametrize("domain", ["", "own"])
+def test_a_slice_of_what_a_function_makes(domain: str) -> None:
+    """One that is called like an operator that keeps lengths."""
+    pool = helper.make_node("MaxPool", ["a"], ["b"], kernel_shape=[5, 5])
+    function = helper.make_function(
+        domain, "Celu", ["a"], ["b"], [pool], [helper.make_opsetid("", 17)]
+    )
+    for name in ("Celu", "Relu"):
+        function.name = name
+        net = Net()
+        x = net.input("x", 1, 1, 2, 2)
+        net.nodes.append(helper.make_node(name, [x], ["made"], domain=domain))
+        for model in models(net, cut(net, "made"), functions=[function]):
+            survives(model)
+
+
 def test_a_slice_within_a_function() -> None:
     net = Net()
     y = cut(net, net.op("MaxPool", "x", kernel_shape=[5, 5]))

@@ -10,7 +10,7 @@ memory or end the process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from operator import add
 from typing import TYPE_CHECKING
 
@@ -91,37 +91,38 @@ def _inferred(proto: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
     for node in _nodes(model):
         if node.op_type == "Slice":
             node.op_type = HIDDEN
-    sound = _sound(model.graph.node, None)
+    sound = _sound(model, None)
     for _ in range(ROUNDS):
         for node in sound:
             node.op_type = "Slice"
         inferred = onnx.shape_inference.infer_shapes(model, **options)
-        sound = _sound(model.graph.node, _below_0(inferred.graph))
+        sound = _sound(model, _below_0(inferred.graph))
         if not sound:
             break
     return inferred
 
 
-def _sound(nodes: Iterable[onnx.NodeProto], below_0: Set[str] | None) -> list[onnx.NodeProto]:
+def _sound(model: onnx.ModelProto, below_0: Set[str] | None) -> list[onnx.NodeProto]:
     """The hidden slices that may be shown now.
 
     Args:
-        nodes: the graph's, in order.
+        model: with the nodes of its graph in order.
         below_0: the values that have a length below 0 as far as has been inferred; `None` while
             nothing has been.
     """
     sound: list[onnx.NodeProto] = []
     states: dict[str, int] = {}
-    for node in nodes:
+    own = {function.name for function in model.functions}  # that may be called like operators
+    for node in model.graph.node:
         reads = node.input[:1] if node.op_type == HIDDEN else node.input
         state = max((states.get(name, 0) for name in reads), default=0)
-        if below_0 is None or (states and any(a.HasField("g") for a in node.attribute)):
+        if below_0 is None or (states and any(_bodies(node))):
             state = max(state, GROWING)
         if node.op_type == HIDDEN:
             if state < DOUBTFUL and not set(reads) & (below_0 or set()):
                 sound.append(node)
                 state = GROWING
-        elif state and not keeps_lengths(node):
+        elif state and (node.op_type in own or not keeps_lengths(node)):
             state = DOUBTFUL
         if state:
             states.update(dict.fromkeys(node.output, state))
@@ -168,5 +169,12 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     while left:
         for node in left.pop():
             yield node
-            for attribute in node.attribute:
-                left.extend(body.node for body in (attribute.g, *attribute.graphs) if body.node)
+            left.extend(body.node for body in _bodies(node))
+
+
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs within a node."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
